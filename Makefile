@@ -1,0 +1,61 @@
+# Needs make and Python 3.11, 3.12 or 3.13. Everything is installed in $(VENV) and nowhere else.
+#   make demo                       make setup EXTRAS=cuda           make fast PYTHON=python3.12 VENV=.venv-3.12
+VENV ?= .venv
+EXTRAS ?=
+PYTHON ?=
+# Prints pip's errors only; PIP_QUIET=-v shows everything.
+PIP_QUIET ?= -qq
+
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip --disable-pip-version-check $(PIP_QUIET)
+TESTS ?=
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup venv test-tools demo test lint fast slow notebook wheel pins clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo "Settings: EXTRAS=cuda|tpu|dicom-seg|notebooks|test (several with commas)  PYTHON=...  VENV=.venv"
+
+setup: venv ## Make .venv and install jaxmed in it; EXTRAS=cuda for NVIDIA GPUs, EXTRAS=tpu for TPUs
+	@VENV="$(VENV)" PIP="$(PIP)" sh .ci/install "$(EXTRAS)"
+
+test-tools: venv
+	@VENV="$(VENV)" PIP="$(PIP)" sh .ci/install "test,$(EXTRAS)"
+
+venv:
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh .ci/venv
+
+demo: setup ## Train all three tasks on built-in phantoms and show the results
+	$(PY) experiments/demo.py
+
+test: lint fast slow ## Run every check: lint, then the fast tests, then the slow ones
+
+lint: test-tools ## Check style, formatting, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+fast: test-tools ## Run the fast tests; TESTS=tests/models chooses some
+	$(PY) -m pytest -q --durations=5 -m "not slow" $(TESTS)
+
+slow: test-tools ## Run the tests that train a model or start processes
+	$(PY) -m pytest -q --durations=5 -m slow $(TESTS)
+
+notebook: test-tools ## Run every notebook from top to bottom
+	@set -e; for notebook in notebooks/*.ipynb; do \
+	  echo "$$notebook"; JUPYTER_PLATFORM_DIRS=1 $(BIN)/jupyter-execute --timeout=1200 "$$notebook"; \
+	done
+
+wheel: test-tools ## Build the wheel and try it in a clean environment, away from this folder
+	@VENV="$(VENV)" PIP="$(PIP)" sh .ci/wheel
+
+pins: venv ## Pin the newest versions that pyproject.toml allows, for the Python of VENV
+	$(PY) .ci/pins.py
+
+clean: ## Remove build products and caches (not .venv, not runs)
+	rm -rf build dist jaxmed.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find jaxmed tests configs experiments -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,20 @@
+"""Classify phantoms: which kind of cell a field holds, or whether a CT-like section shows a lesion.
+
+    python experiments/train.py --config=configs/classify_phantoms.py --workdir=runs/classify
+
+Presets: `:cells` (default), `:body`, `:body3d`.
+"""
+
+from jaxmed.build.config import base_config
+from ml_collections import ConfigDict
+
+PRESETS = {
+    "cells": {"data.kind": "cells"},
+    "body": {"data.kind": "body"},
+    "body3d": {"data.kind": "body", "data.ndim": 3, "data.extent": (32,), "data.count": 300},
+}
+
+
+def get_config(preset: str = "cells") -> ConfigDict:
+    """The config of a preset."""
+    return base_config("classification", "phantoms", PRESETS, preset)

@@ -1,0 +1,20 @@
+"""Detect cells by kind, or lesions in a CT-like section or volume, in phantoms.
+
+    python experiments/train.py --config=configs/detect_phantoms.py --workdir=runs/detect
+
+Presets: `:cells` (default), `:body`, `:body3d`.
+"""
+
+from jaxmed.build.config import base_config
+from ml_collections import ConfigDict
+
+PRESETS = {
+    "cells": {"data.kind": "cells"},
+    "body": {"data.kind": "body"},
+    "body3d": {"data.kind": "body", "data.ndim": 3, "data.extent": (32,), "data.count": 300},
+}
+
+
+def get_config(preset: str = "cells") -> ConfigDict:
+    """The config of a preset."""
+    return base_config("detection", "phantoms", PRESETS, preset)

@@ -1,0 +1,21 @@
+"""Segment cells by kind, or organs and lesions of a CT-like section or volume, in phantoms.
+
+    python experiments/train.py --config=configs/segment_phantoms.py --workdir=runs/segment
+
+Presets: `:cells` (default), `:instances` (each cell by itself), `:body`, `:body3d`.
+"""
+
+from jaxmed.build.config import base_config
+from ml_collections import ConfigDict
+
+PRESETS = {
+    "cells": {"data.kind": "cells"},
+    "instances": {"data.kind": "cells", "data.masks": "instance"},
+    "body": {"data.kind": "body"},
+    "body3d": {"data.kind": "body", "data.ndim": 3, "data.extent": (32,), "data.count": 200},
+}
+
+
+def get_config(preset: str = "cells") -> ConfigDict:
+    """The config of a preset."""
+    return base_config("segmentation", "phantoms", PRESETS, preset)

@@ -1,0 +1,63 @@
+"""Train, evaluate and predict all three tasks on built-in phantoms: `make demo`, some minutes."""
+
+import json
+import runpy
+import time
+from pathlib import Path
+
+from absl import flags
+
+from jaxmed.build import cli
+
+OUTPUT = flags.DEFINE_string("output", "runs/demo", "Folder for the runs; those in it go on.")
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+# Config, preset, and the score to show first.
+RUNS = (
+    ("classify_phantoms", "cells", "auroc"),
+    ("detect_phantoms", "cells", "ap50"),
+    ("segment_phantoms", "cells", "dice"),
+    ("segment_phantoms", "body3d", "dice"),
+)
+SETTINGS = {
+    "classify_phantoms:cells": {"training.steps": 300},
+    "detect_phantoms:cells": {"training.steps": 250},
+    "segment_phantoms:cells": {"training.steps": 150},
+    "segment_phantoms:body3d": {"training.steps": 100},
+}
+
+
+def main(positional: list[str]) -> None:
+    cli.refuse(positional)
+    from rich.console import Console
+    from rich.table import Table
+
+    from jaxmed.build.config import update
+    from jaxmed.build.predictions import predict_run
+    from jaxmed.build.runs import train_run
+    from jaxmed.data.sources.phantom_files import write_pictures
+
+    start = time.monotonic()
+    table = Table(title="Demo: scores on the validation part, with 95 % intervals")
+    for column in ("run", "score", "value", "interval", "look at"):
+        table.add_column(column)
+    for config_name, preset, score in RUNS:
+        run = f"{config_name}:{preset}"
+        workdir = Path(OUTPUT.value) / run.replace(":", "_")
+        print(f"\n== {run} ==", flush=True)
+        config = runpy.run_path(str(CONFIGS / f"{config_name}.py"))["get_config"](preset)
+        update(config, SETTINGS[run], where="demo")
+        train_run(config, workdir)
+        images = write_pictures(config, workdir / "new_images", count=4)
+        predict_run(workdir, [str(images)], output=workdir / "predictions", overlay=True)
+        summary = json.loads((workdir / "evaluation/val/summary.json").read_text())
+        entry = summary["metrics"][score]
+        interval = f"{entry['low']:.3f} to {entry['high']:.3f}"
+        table.add_row(run, score, f"{entry['value']:.3f}", interval, str(workdir / "report.html"))
+    Console().print(table)
+    print(f"pictures of new images: {OUTPUT.value}/*/predictions/overlays")
+    print(f"{time.monotonic() - start:.0f} s in all")
+
+
+if __name__ == "__main__":
+    cli.run(main)

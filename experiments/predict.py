@@ -1,0 +1,25 @@
+"""Predict new images: `python experiments/predict.py --workdir=DIR --output=DIR IMAGE_OR_FOLDER...`."""
+
+from absl import flags
+
+from jaxmed.build import cli
+
+CONFIG = cli.define_workdir_config()
+OUTPUT = flags.DEFINE_string("output", None, "Folder for the predictions.")
+OVERLAY = flags.DEFINE_boolean("overlay", False, "Also write pictures to look at.")
+
+
+def main(positional: list[str]) -> None:
+    from jaxmed.build.predictions import predict_run
+
+    predict_run(
+        flags.FLAGS.workdir,
+        positional,
+        output=OUTPUT.value,
+        overlay=OVERLAY.value,
+        config=cli.workdir_config(),
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, required=("workdir", "output"))

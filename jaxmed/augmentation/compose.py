@@ -1,0 +1,69 @@
+"""Augmentations one after another, and augmentations that take place only sometimes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxmed.types import Augment, UserError
+
+DeviceExample = dict[str, jax.Array]
+
+
+def compose(*augments: Augment) -> Augment:
+    """Apply augmentations in the order given.
+
+    Each has a key of its own, made from its place in the list, so that one more at the end leaves
+    what the earlier ones draw as it was.
+    """
+
+    def apply(key: jax.Array, example: DeviceExample) -> DeviceExample:
+        for place, augment in enumerate(augments):
+            example = augment(jax.random.fold_in(key, place), example)
+        return example
+
+    return apply
+
+
+def random_apply(augment: Augment, *, probability: float) -> Augment:
+    """Apply an augmentation to a part of the examples.
+
+    Under `vmap` a `lax.cond` becomes a `select` that computes both sides anyway, so this selects
+    from the start: a rare augmentation costs as much as a frequent one.
+
+    Args:
+        augment: what to apply.
+        probability: of an example being changed, 0 to 1.
+
+    Raises:
+        UserError: if the probability is outside 0 to 1.
+    """
+    check_probability(probability)
+    if probability == 1:
+        return augment
+
+    def apply(key: jax.Array, example: DeviceExample) -> DeviceExample:
+        decide, draw = jax.random.split(key)
+        chosen = jax.random.bernoulli(decide, probability)
+        changed = augment(draw, example)
+        # What an augmentation hands through untouched needs no select.
+        return {
+            name: value if value is example[name] else jnp.where(chosen, value, example[name])
+            for name, value in changed.items()
+        }
+
+    return apply
+
+
+def check_probability(probability: float) -> None:
+    """Refuse what is not a probability."""
+    if not 0 <= probability <= 1:
+        raise UserError(f"augmentation: probability is {probability}; set it from 0 to 1")
+
+
+def check_range(name: str, bounds: tuple[float, float], *, least: float = -float("inf")) -> None:
+    """Refuse a (low, high) pair that is out of order, or not above `least`."""
+    low, high = bounds
+    if not least < low <= high:
+        above = "" if least == -float("inf") else f" and above {least:g}"
+        raise UserError(f"augmentation: {name} is ({low}, {high}); set (low, high) in order{above}")

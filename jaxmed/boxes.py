@@ -1,0 +1,150 @@
+"""Boxes on the device, in any number of dimensions: [low..., high...] per array axis.
+
+Coordinates are continuous and half-open in voxels (voxel i covers [i, i + 1)), so that a box that
+covers one voxel has volume one, and a 2-D box is a 3-D box of depth one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+# Below any volume that matters (voxels); keeps 0 / 0 of two empty boxes at 0, gradients finite.
+_TINY = 1e-9
+
+
+def corners(
+    boxes: Float[Array, "*batch coordinates"],
+) -> tuple[Float[Array, "*batch ndim"], Float[Array, "*batch ndim"]]:
+    """Low and high corners."""
+    low, high = jnp.split(boxes, 2, axis=-1)
+    return low, high
+
+
+def volume(boxes: Float[Array, "*batch coordinates"]) -> Float[Array, "*batch"]:
+    """Area (2-D) or volume (3-D) in voxels; 0 for a box whose high lies below its low."""
+    low, high = corners(boxes)
+    return jnp.prod(jnp.maximum(high - low, 0), axis=-1)
+
+
+def centres(boxes: Float[Array, "*batch coordinates"]) -> Float[Array, "*batch ndim"]:
+    """Points in the middle of boxes."""
+    low, high = corners(boxes)
+    return (low + high) / 2
+
+
+def clip_boxes(
+    boxes: Float[Array, "*batch coordinates"], shape: Sequence[int] | Array | np.ndarray
+) -> Float[Array, "*batch coordinates"]:
+    """Cut boxes at the borders of an image of spatial `shape`; what lies outside gets volume 0."""
+    size = jnp.asarray(shape, boxes.dtype)
+    return jnp.clip(boxes, 0, jnp.concatenate([size, size]))
+
+
+def grid_points(
+    shape: Sequence[int], *, stride: float | int | Sequence[float | int]
+) -> Float[Array, "n ndim"]:
+    """Centres of a feature map's cells, in voxels of the image.
+
+    Args:
+        shape: spatial shape of the feature map.
+        stride: voxels a cell, one number or one an axis.
+
+    Returns:
+        Points in C order, so that they go with `features.reshape(-1, channels)`.
+    """
+    axes = [jnp.arange(size, dtype=jnp.float32) + 0.5 for size in shape]
+    grid = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
+    return grid.reshape(-1, len(shape)) * jnp.asarray(stride, jnp.float32)
+
+
+def encode_distances(
+    points: Float[Array, "*batch ndim"], boxes: Float[Array, "*batch coordinates"]
+) -> Float[Array, "*batch coordinates"]:
+    """Distances from points to the low and high faces of boxes; all positive iff inside.
+
+    Source: Tian et al., FCOS (ICCV 2019), equation 1.
+    """
+    low, high = corners(boxes)
+    return jnp.concatenate([points - low, high - points], axis=-1)
+
+
+def decode_distances(
+    points: Float[Array, "*batch ndim"], distances: Float[Array, "*batch coordinates"]
+) -> Float[Array, "*batch coordinates"]:
+    """Boxes around points: the inverse of `encode_distances`."""
+    low, high = corners(distances)
+    return jnp.concatenate([points - low, points + high], axis=-1)
+
+
+def _overlap(a: Array, b: Array) -> tuple[Array, Array]:
+    """Volumes of intersection and union of boxes that broadcast against each other."""
+    (a_low, a_high), (b_low, b_high) = corners(a), corners(b)
+    sides = jnp.minimum(a_high, b_high) - jnp.maximum(a_low, b_low)
+    intersection = jnp.prod(jnp.maximum(sides, 0), axis=-1)
+    return intersection, volume(a) + volume(b) - intersection
+
+
+def pairwise_iou(
+    a: Float[Array, "*batch n coordinates"], b: Float[Array, "*batch m coordinates"]
+) -> Float[Array, "*batch n m"]:
+    """Intersection over union of every box of `a` with every box of `b`; 0 for empty boxes."""
+    intersection, union = _overlap(a[..., :, None, :], b[..., None, :, :])
+    return intersection / jnp.maximum(union, _TINY)
+
+
+def giou(
+    a: Float[Array, "*batch coordinates"], b: Float[Array, "*batch coordinates"]
+) -> Float[Array, "*batch"]:
+    """Generalised IoU of boxes pair by pair, in [-1, 1].
+
+    Unlike IoU it still has a gradient where boxes do not touch. Source: Rezatofighi et al.,
+    Generalized Intersection over Union (CVPR 2019), algorithm 1.
+    """
+    intersection, union = _overlap(a, b)
+    (a_low, a_high), (b_low, b_high) = corners(a), corners(b)
+    hull = jnp.concatenate([jnp.minimum(a_low, b_low), jnp.maximum(a_high, b_high)], axis=-1)
+    enclosing = jnp.maximum(volume(hull), _TINY)
+    return intersection / jnp.maximum(union, _TINY) - (enclosing - union) / enclosing
+
+
+def nms(
+    boxes: Float[Array, "n coordinates"],
+    scores: Float[Array, " n"],
+    labels: Int[Array, " n"] | None = None,
+    *,
+    iou_threshold: float = 0.5,
+    max_boxes: int = 100,
+) -> tuple[Int[Array, " {max_boxes}"], Bool[Array, " {max_boxes}"]]:
+    """Greedy non-maximum suppression of static shape; works under `jit` and `vmap`.
+
+    Picks the best box that is left, drops every box of the same label that overlaps it by more
+    than `iou_threshold`, and so on. It never holds the n x n overlaps: memory is O(n).
+
+    Args:
+        boxes: candidates, any number.
+        scores: the higher, the earlier; -inf (or NaN) marks a candidate that must not be picked.
+        labels: boxes of different labels never suppress each other; -1 is padding.
+        iou_threshold: overlap above which the lower score is dropped.
+        max_boxes: number of boxes returned.
+
+    Returns:
+        Rows of `boxes`, best first, and whether each was picked; where not, the row is 0.
+    """
+    if labels is None:
+        labels = jnp.zeros(len(scores), jnp.int32)
+    left = jnp.where((labels >= 0) & ~jnp.isnan(scores), scores, -jnp.inf)
+
+    def pick(left, _):
+        best = jnp.argmax(left)
+        found = left[best] > -jnp.inf
+        overlap = pairwise_iou(boxes[best][None], boxes)[0] > iou_threshold
+        drop = (overlap & (labels == labels[best])).at[best].set(True)
+        return jnp.where(drop, -jnp.inf, left), (jnp.where(found, best, 0), found)
+
+    _, (index, found) = jax.lax.scan(pick, left, length=max_boxes)
+    return index, found

@@ -1,0 +1,1 @@
+"""From configs to objects and runs: the only room that knows what a ConfigDict is."""

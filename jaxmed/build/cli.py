@@ -1,0 +1,123 @@
+"""The command line: flags, and mistakes told in one line with exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from jaxmed.build.config import config_of_run, read_run
+from jaxmed.types import UserError
+
+DEBUG = flags.DEFINE_boolean("debug", False, "Show the traceback of every error.")
+
+
+def define_config() -> flags.FlagHolder:
+    """`--config=configs/NAME.py[:PRESET]` with overrides `--config.KEY=VALUE`."""
+    return config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py[:PRESET].")
+
+
+def define_workdir_config() -> None:
+    """`--config.KEY=VALUE` overrides of the config in `--workdir`, for scripts that use a run.
+
+    The flags must exist before the command line is parsed, so the workdir is looked up by hand.
+    """
+    flags.DEFINE_string("workdir", None, "Folder of the run, as train.py wrote it.")
+    workdir = _look_up("workdir", sys.argv[1:])
+    if workdir is not None and (Path(workdir) / "config.json").is_file():
+        config_flags.DEFINE_config_dict("config", config_of_run(read_run(Path(workdir))))
+
+
+def workdir_config() -> ConfigDict | None:
+    """The run's config with the overrides of the command line; None where there is no run."""
+    return flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+
+
+def refuse(positional: Sequence[str]) -> None:
+    """Refuse arguments that are no flags, such as `config.seed 3` without its dashes."""
+    if positional:
+        raise UserError(f"command line: {positional[0]!r} is not a flag; flags begin with --")
+
+
+def _look_up(name: str, arguments: Sequence[str]) -> str | None:
+    for i, argument in enumerate(arguments):
+        match = re.fullmatch(rf"--?{name}(?:=(.*))?", argument)
+        if match:
+            following = arguments[i + 1] if i + 1 < len(arguments) else None
+            return match.group(1) if match.group(1) is not None else following
+    return None
+
+
+def run(
+    main: Callable[[list[str]], None],
+    *,
+    required: Sequence[str] = (),
+    one_of: Sequence[str] = (),
+) -> None:
+    """Parse the command line and call `main(positional arguments)`.
+
+    `required` flags must be given, and one at least of `one_of`. Mistakes of the user end with one line on standard error and exit code 2; a traceback is for
+    bugs, or for `--debug`. Ctrl-C outside training ends with 130.
+    """
+    debug = "--debug" in sys.argv
+    try:
+        positional = _parse(required, one_of)
+        main(positional)
+    except UserError as error:
+        if debug:
+            raise
+        _fail(str(error))
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("stopped", file=sys.stderr)
+        # The interpreter's own exit would wait for reader threads.
+        os._exit(130)
+
+
+def _parse(required: Sequence[str], one_of: Sequence[str]) -> list[str]:
+    parser = flags.FLAGS
+    try:
+        positional = parser(sys.argv)[1:]
+    except UserError:
+        raise
+    except flags.Error as error:
+        raise UserError(_explain(str(error))) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(_explain(str(error))) from error
+    except (OSError, ImportError, SyntaxError) as error:
+        raise UserError(f"--config: {error}; give configs/NAME.py or configs/NAME.py:PRESET") from (
+            error
+        )
+    for name in required:
+        if not getattr(parser, name):
+            raise UserError(f"--{name} is missing; see --help")
+    if one_of and not any(getattr(parser, name) for name in one_of):
+        raise UserError(f"--{one_of[0]} is missing; see --help")
+    return positional
+
+
+def _explain(message: str) -> str:
+    """One line that names the flag and, where it can, the one that was meant."""
+    line = " ".join(message.split()).strip("'\"")
+    unknown = re.search(r"Unknown command line flag '([^']+)'", line)
+    if unknown and "Did you mean" not in line:
+        near = difflib.get_close_matches(unknown.group(1), list(flags.FLAGS), n=1)
+        line += f" Did you mean --{near[0]}?" if near else " See --help."
+    if unknown and unknown.group(1).startswith("config."):
+        line += " (overrides need --config=FILE, or --workdir of a run, before them)"
+    return f"command line: {line}"
+
+
+def _fail(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.stderr.flush()
+    sys.stdout.flush()
+    # Reader threads of the data loader must not keep a failed program alive.
+    os._exit(2)

@@ -1,0 +1,241 @@
+"""The config that every experiment starts from, and its way to disk and back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxmed.types import TASKS, UserError
+
+CONFIG_FILE = "config.json"
+
+
+def base_config(
+    task: str,
+    layout: str = "",
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    preset: str = "",
+) -> ConfigDict:
+    """Every key of an experiment with its default, changed by a preset.
+
+    An empty tuple, an empty string or a zero is "left to the plan" where the comment says so: with
+    `plan=auto` the value comes from the training part of the data.
+
+    Args:
+        task: classification, detection or segmentation.
+        layout: of the data, a key of `pieces.SOURCES`.
+        presets: flat settings of each preset of a config file.
+        preset: which of them.
+
+    Raises:
+        UserError: where there is no such preset.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
+    presets = presets or {"": {}}
+    if preset not in presets:
+        names = ", ".join(f":{name}" for name in presets if name) or "none"
+        raise UserError(f"--config: there is no preset :{preset}; there are {names}")
+    config = _defaults(task)
+    update(config, {"data.layout": layout, **presets[preset]}, where=f"preset {preset}")
+    return config
+
+
+def _defaults(task: str) -> ConfigDict:
+    return ConfigDict(
+        {
+            "task": task,
+            "seed": 0,
+            "plan": "auto",  # auto, none, or a JSON file of settings such as {"data.size": [64, 64]}
+            "data": _data_config(),
+            "augmentation": _augmentation_config(),
+            "model": _model_config(task),
+            "loss": {
+                "label_smoothing": 0.0,
+                "class_weights": "none",  # none, or balanced: inverse to the class frequencies
+                "box_weight": 2.0,  # of the box loss beside the class loss (detection)
+            },
+            "optimizer": _optimizer_config(task),
+            "training": {
+                "steps": 0,  # plan
+                "epochs": 0.0,  # where it is not 0, steps follow from it
+                "log_every": 20,
+                "evaluate_every": 0,  # plan
+                "checkpoint_every": 0,  # plan
+                "early_stopping": 0,  # evaluations without improvement; 0 is off
+            },
+            "sharding": {"mode": "jit", "fsdp": False, "devices": 0},  # devices: 0 is all
+            "evaluation": {
+                "batch_size": 0,  # 0: the training batch
+                "overlap": 0.5,  # of sliding windows
+                "flips": False,  # average over mirrored images (classification, segmentation)
+                "resamples": 1000,  # of the bootstrap
+                "nsd_tolerance": 1.0,  # mm
+                "iou": 0.6,  # above which non-maximum suppression drops the lower-scored box
+            },
+        }
+    )
+
+
+def _data_config() -> dict[str, Any]:
+    return {
+        "layout": "",
+        "path": "",
+        "name": "",  # of the set, where a layout has several (MedMNIST, TFDS)
+        "download": False,
+        "label_column": "label",  # of the manifest
+        "class_names": (),  # where the data do not say
+        "masks": "semantic",  # or instance
+        "invalid": "error",  # or drop: leave invalid annotations out, and say how many
+        "fractions": (0.7, 0.15, 0.15),  # train, val, test, where no split is given
+        "channels": 0,  # plan
+        "size": (),  # plan; of the whole image (classification, detection)
+        "fit": "",  # plan; stretch, or pad (keeps the aspect ratio) to `size`
+        "patch": (),  # plan; of segmentation
+        "spacing": (),  # mm, to resample to; plan (volumes)
+        "normalization": "",  # plan; dataset, zscore, percentile, window or value_range
+        "intensity": ConfigDict({"mean": (), "std": (), "clip": ()}),  # plan; of "dataset"
+        "window": (40.0, 400.0),  # level and width, of "window"
+        "foreground": 0.33,  # share of patches around a foreground voxel
+        "max_boxes": 0,  # plan
+        "batch_size": 0,  # plan
+        "workers": 0,  # processes that read; 0 reads in threads
+        "cache_gb": 4.0,  # of preprocessed cases kept in memory
+        "kind": "cells",  # of phantoms: cells or body
+        "ndim": 2,
+        "count": 400,
+        "extent": (64,),
+    }
+
+
+def _augmentation_config() -> dict[str, Any]:
+    # Probabilities and ranges; 0 or an empty tuple turns a transform off.
+    return {
+        "enabled": True,
+        "flip": 0.5,
+        "flip_axes": (),  # all where empty; (-1,) means none
+        "rot90": False,
+        "affine": 0.3,
+        "rotation": 15.0,  # degrees
+        "scale": (0.8, 1.25),
+        "translation": 0.0,  # share of the image's side
+        "brightness": 0.2,
+        "contrast": 0.2,
+        "gamma": 0.2,
+        "noise": 0.1,
+        "blur": 0.1,
+        "low_resolution": 0.0,
+        "color": 0.0,
+        "cutout": 0.0,
+    }
+
+
+def _model_config(task: str) -> dict[str, Any]:
+    return {
+        "name": {"classification": "resnet18", "detection": "resnet18"}.get(task, "unet"),
+        "init": "",  # a workdir whose weights to start from
+        "dtype": "auto",  # bfloat16 on accelerators, float32 on CPU
+        "norm": "instance" if task == "segmentation" else "batch",
+        "dropout": 0.0,
+        "remat": False,
+        "width": 0,  # plan; of a ResNet's first stage
+        "stem_strides": 0,  # plan; 1, 2 or 4
+        "features": (),  # plan; a U-Net's channels a level
+        "strides": (),  # plan; a U-Net's steps between levels
+        "deep_supervision": False,
+        "levels": (),  # plan; the stages a detector looks at
+        "head_features": 96,
+    }
+
+
+def _optimizer_config(task: str) -> dict[str, Any]:
+    return {
+        "name": "adamw",  # sgd, adam, adamw
+        "learning_rate": 1e-3,
+        "momentum": 0.9,
+        "weight_decay": 1e-4 if task == "segmentation" else 0.02,
+        "clip_norm": 1.0 if task != "segmentation" else 12.0,
+        "schedule": "cosine",  # constant, cosine, polynomial, onecycle
+        "warmup": 0.05,  # share of the steps
+        "accumulate": 1,  # batches an update
+        "ema": 0.0,  # decay of the averaged weights; 0 is off
+    }
+
+
+def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`; lists, as JSON has them, become tuples."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, (ConfigDict, Mapping)):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = _to_tuple(value)
+    return flat
+
+
+def _to_tuple(value: Any) -> Any:
+    return tuple(map(_to_tuple, value)) if isinstance(value, (list, tuple)) else value
+
+
+def update(config: ConfigDict, settings: Mapping[str, Any], *, where: str) -> None:
+    """Set `{"data.size": (64, 64)}` in place.
+
+    Raises:
+        UserError: where a key does not exist or its value is of another kind.
+    """
+    known = flatten(config)
+    for key, value in settings.items():
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key}; the keys are listed by train.py --dry_run")
+        try:
+            config.update_from_flattened_dict({key: _to_tuple(value)})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: {key} cannot be {value!r}: {error}") from error
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines `key: old -> new` for every key of two flat configs that differs."""
+    keys = sorted(old.keys() | new.keys())
+    return [
+        f"{key}: {old.get(key, '(none)')} -> {new.get(key, '(none)')}"
+        for key in keys
+        if old.get(key, None) != new.get(key, None)
+    ]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON at once: readers see the old file or the new one, never half of it."""
+    text = json.dumps(content, indent=2, sort_keys=False, allow_nan=False)
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(text + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def read_run(workdir: Path) -> dict[str, Any]:
+    """The content of a workdir's config.json.
+
+    Raises:
+        UserError: where there is none, or it is no JSON.
+    """
+    path = workdir / CONFIG_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{workdir}: holds no {CONFIG_FILE}, so it is not the workdir of a run; "
+            "give --workdir the folder that train.py wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); restore it or train anew") from error
+
+
+def config_of_run(run: Mapping[str, Any]) -> ConfigDict:
+    """The resolved config of a run, ready for overrides."""
+    config = base_config(run["config"]["task"])
+    update(config, flatten(run["config"]), where=CONFIG_FILE)
+    return config

@@ -1,0 +1,239 @@
+"""Evaluate a trained run on a part of its data, or on other data, and write the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmed.build import pieces
+from jaxmed.build.config import flatten, write_json
+from jaxmed.build.runs import SPLIT_FILE, TrainedRun, load_run, read_split
+from jaxmed.evaluation import curves, pictures
+from jaxmed.evaluation.evaluate import (
+    Row,
+    predict_cases,
+    score_cases,
+    summarize_cases,
+    write_cases,
+)
+from jaxmed.evaluation.report import write_report
+from jaxmed.preprocessing.fingerprint import digest
+from jaxmed.training.logging import METRICS_FILE
+from jaxmed.types import Example, Source, UserError
+
+PICTURES_A_GROUP = 3
+
+
+def evaluate_run(
+    workdir: str | Path,
+    *,
+    part: str = "val",
+    config: ConfigDict | None = None,
+    source: Source | None = None,
+) -> dict[str, Any]:
+    """Evaluate the best checkpoint of a run, write `evaluation/PART` and `report.html`.
+
+    Args:
+        workdir: of the run.
+        part: "train", "val" or "test" of the run's split, or "all" of the cases of any data.
+        config: the run's, with overrides such as another `data.path`.
+        source: the data, where they are open already.
+
+    Returns:
+        the content of summary.json.
+
+    Raises:
+        UserError: where the part does not exist, or the data do not fit the run.
+    """
+    workdir = Path(workdir)
+    run = load_run(workdir, config)
+    if source is None:
+        source = pieces.make_source(run.experiment.config)
+        for note in source.notes:
+            print(f"data: {note}")
+    _check_fits(run, source)
+    rows, overlap = find_part(workdir, run, source, part)
+    task = run.experiment.task
+    cases = predict_cases(run.predict, task, source, rows, prepare=run.experiment.prepare)
+    scores = score_cases(cases, task)
+    settings = run.experiment.config
+    summary = {
+        "metrics": summarize_cases(
+            task,
+            scores,
+            patients=source.patients,
+            resamples=settings.evaluation.resamples,
+            seed=settings.seed,
+        ),
+        "step": run.step,
+        "parameters_sha256": run.sha256,
+        "part": part,
+        "cases": len(scores),
+        "resampled": "cases" if source.patients is None else "patients",
+        "data_sha256": digest(source),
+        "also_in_training": overlap,
+        "notes": list(source.notes),
+    }
+    folder = workdir / "evaluation" / part
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "summary.json", summary)
+    described = {row: task.describe(score) for row, score in scores.items()}
+    write_cases(folder / "cases.csv", source.ids, described)
+    print_table(summary, title=f"{part}: {len(scores)} cases, step {run.step}")
+    figures = curves.draw_curves(run.info, scores, folder)
+    examples = _draw_examples(run, source, described, folder)
+    _write_report(workdir, run, figures, examples)
+    print(f"report: {workdir / 'report.html'}")
+    return summary
+
+
+def find_part(
+    workdir: Path, run: TrainedRun, source: Source, part: str
+) -> tuple[list[int], int]:
+    """Rows of a part, and how many of them are also in the run's training part.
+
+    Of the run's own data it is the saved split; of other data the part that they name, or all.
+    """
+    same = digest(source) == run.run["data"]["sha256"]
+    saved = json.loads((workdir / SPLIT_FILE).read_text(encoding="utf-8"))
+    if part == "all":
+        rows = list(range(len(source)))
+    elif same:
+        split = read_split(workdir, source) or {}
+        rows = split.get(part, [])
+    else:
+        rows = list(source.parts.get(part, []))
+    if not rows:
+        given = ", ".join(saved if same else source.parts) or "none"
+        raise UserError(f"--split={part}: the data have no such part (there is: {given}); use --split=all")
+    if same:
+        trained = set(saved["train"]) if part == "all" else set()
+    else:
+        trained = set(saved["train"])
+    overlap = sum(source.ids[row] in trained for row in rows)
+    if overlap:
+        print(f"note: {overlap} of the {len(rows)} cases have ids that were trained on")
+    return rows, overlap
+
+
+def _check_fits(run: TrainedRun, source: Source) -> None:
+    for name in ("task", "ndim", "class_names"):
+        trained, found = getattr(run.info, name), getattr(source.info, name)
+        if trained != found:
+            raise UserError(
+                f"data.path={run.experiment.config.data.path}: {name} is {found}; the run was "
+                f"trained on {trained}"
+            )
+
+
+def print_table(summary: Mapping[str, Any], *, title: str) -> None:
+    """Print the scores with their intervals."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for column in ("score", "value", "95 % interval", "cases"):
+        table.add_column(column, justify="left" if column == "score" else "right")
+    for name, entry in summary["metrics"].items():
+        if entry["value"] is None:
+            table.add_row(name, "-", "undefined", str(entry["n"]))
+            continue
+        interval = "-" if entry["low"] is None else f"{entry['low']:.3f} to {entry['high']:.3f}"
+        table.add_row(name, f"{entry['value']:.3f}", interval, str(entry["n"]))
+    Console().print(table)
+
+
+def choose_cases(described: Mapping[int, Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Rows of the worst, typical (around the median) and best cases; none twice."""
+    ranked = sorted(
+        (row for row, told in described.items() if np.isfinite(told["score"])),
+        key=lambda row: described[row]["score"],
+    )
+    size = min(PICTURES_A_GROUP, -(-len(ranked) // 3))
+    worst, best = ranked[:size], ranked[size:][::-1][:size]
+    between = ranked[len(worst) : len(ranked) - len(best)]
+    middle = max(0, (len(between) - size) // 2)
+    return {"worst": worst, "typical": between[middle : middle + size], "best": best}
+
+
+def _draw_examples(
+    run: TrainedRun, source: Source, described: Mapping[int, Mapping[str, Any]], folder: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """Pictures of chosen cases, each predicted once more and drawn beside its truth."""
+    groups = choose_cases(described)
+    rows = [row for group in groups.values() for row in group]
+    task, prepare = run.experiment.task, run.experiment.prepare
+    drawn: dict[int, dict[str, Any]] = {}
+    for row, example, prediction in predict_cases(run.predict, task, source, rows, prepare=prepare):
+        name = next(g for g, members in groups.items() if row in members)
+        path = folder / "pictures" / f"{name}_{groups[name].index(row)}.png"
+        path.parent.mkdir(exist_ok=True)
+        told = described[row]
+        pictures.draw_overlay(
+            path,
+            example["image"],
+            **pictures_of(run, example, prediction),
+            class_names=run.info.class_names,
+        )
+        drawn[row] = {
+            "id": source.ids[row],
+            "score": told["score"],
+            "picture": path,
+            "caption": ", ".join(
+                f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}"
+                for k, v in list(told.items())[:6]
+            ),
+        }
+    return {name: [drawn[row] for row in group] for name, group in groups.items()}
+
+
+def pictures_of(run: TrainedRun, example: Example, prediction: Any) -> dict[str, Any]:
+    """Prediction and truth of a case as the arguments of a picture."""
+    from jaxmed.build.predictions import drawn_prediction
+
+    shown = drawn_prediction(prediction, run.info)
+    if run.info.task == "segmentation":
+        shown["true_mask"] = example["mask"]
+    elif run.info.task == "detection":
+        shown |= {"true_boxes": example["boxes"], "true_labels": example["box_label"]}
+    else:
+        names = run.info.class_names
+        label = example["label"]
+        truth = (
+            "+".join(n for n, on in zip(names, label, strict=True) if on)
+            if label.ndim
+            else names[int(label)]
+        )
+        shown["title"] = f"{shown['title']} (is {truth or 'none'})"
+    return shown
+
+
+def _write_report(
+    workdir: Path,
+    run: TrainedRun,
+    figures: Sequence[Any],
+    examples: Mapping[str, Any],
+) -> None:
+    history = []
+    log = workdir / METRICS_FILE
+    if log.is_file():
+        history = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    summaries = {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(workdir.glob("evaluation/*/summary.json"))
+    }
+    write_report(
+        workdir / "report.html",
+        title=f"{run.info.name}: {run.info.task}",
+        config=flatten(run.run["config"]),
+        history=history,
+        summaries=summaries,
+        cases=examples,
+        curves=figures,
+        notes=run.run["data"]["notes"],
+    )

@@ -1,0 +1,253 @@
+"""One experiment: a resolved config, its data and everything that is built from the two."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmed.build import pieces
+from jaxmed.build.config import flatten, update
+from jaxmed.data.loader import stack_examples
+from jaxmed.inference.predictor import Predictor
+from jaxmed.models.convolution import use_onednn
+from jaxmed.preprocessing.fingerprint import take_fingerprint
+from jaxmed.preprocessing.plan import is_open, plan_settings, plan_steps
+from jaxmed.training.sharding import (
+    check_batch_size,
+    lift,
+    make_mesh,
+    place_batch,
+    replicated,
+    state_shardings,
+)
+from jaxmed.training.state import TrainState, init_state
+from jaxmed.training.step import make_step
+from jaxmed.types import DatasetInfo, Example, Source, UserError
+
+
+class Experiment:
+    """The objects of one experiment, each made once, when first asked for.
+
+    Args:
+        config: resolved.
+        info: of the data set; `channels` are those of the network's input.
+        class_counts: of the training part, for balanced class weights.
+    """
+
+    def __init__(self, config: ConfigDict, info: DatasetInfo, class_counts: Sequence[int] = ()):
+        self.config = config
+        self.info = dataclasses.replace(info, channels=config.data.channels)
+        self.task = pieces.make_task(config, info, class_counts=class_counts)
+        self.quick_task = pieces.make_task(
+            config, info, class_counts=class_counts, quick=True
+        )
+        self.prepare = pieces.make_prepare(config)
+        self.view = pieces.make_training_view(config)
+        self.prepare_batch = pieces.make_prepare_batch(config)
+        self.augment = pieces.make_augment(config, self.info)
+        self.optimizer, self.schedule, self.hyper = pieces.make_optimization(config)
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the network's output."""
+        return len(getattr(self.task, "output_classes", self.info.class_names))
+
+    @cached_property
+    def mesh(self) -> Any:
+        """The devices that train and predict."""
+        wanted = self.config.sharding.devices
+        devices = jax.devices()
+        if wanted > len(devices):
+            raise UserError(f"sharding.devices is {wanted}; this machine has {len(devices)}")
+        return make_mesh(devices[: wanted or None])
+
+    @cached_property
+    def model(self) -> Any:
+        """The network, as it is evaluated."""
+        return pieces.make_model(self.config, self.info, outputs=self.outputs)
+
+    def init_state(self, key: jax.Array) -> TrainState:
+        """A fresh state; jittable."""
+        shape = (1, *pieces.input_shape(self.config), self.config.data.channels)
+        return init_state(
+            lambda k: self.model.init(k, jnp.zeros(shape, jnp.float32)),
+            self.optimizer,
+            key=key,
+            hyper=self.hyper,
+            ema=self.config.optimizer.ema > 0,
+        )
+
+    @cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes and types of the state."""
+        return jax.eval_shape(self.init_state, jax.random.key(self.config.seed))
+
+    def make_step(self, *, mapped: bool = False) -> Callable[..., Any]:
+        """The training step, not yet lifted; `mapped` is for `pmap`."""
+        model = pieces.make_model(self.config, self.info, outputs=self.outputs, mapped=mapped)
+        return make_step(
+            model_apply=model.apply,
+            task=self.task,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            augment=self.augment,
+            prepare_batch=self.prepare_batch,
+        )
+
+    @cached_property
+    def lifted(self) -> Any:
+        """The training step on its devices."""
+        check_batch_size(self.config.data.batch_size, self.mesh)
+        shardings = None
+        if self.config.sharding.fsdp:
+            shardings = state_shardings(self.abstract_state, self.mesh, fsdp=True)
+        mode = self.config.sharding.mode
+        step = self.make_step(mapped=mode == "pmap")
+        return lift(step, mesh=self.mesh, mode=mode, state_shardings=shardings)
+
+    def example_batch(self, example: Example) -> dict[str, Any]:
+        """Shapes and types of a training batch, from one case of the source."""
+        seen = self.view(self.prepare(example), np.random.default_rng(0))
+        batch = stack_examples([seen])
+        size = self.config.data.batch_size
+        return {
+            key: jax.ShapeDtypeStruct((size, *value.shape[1:]), value.dtype)
+            for key, value in batch.items()
+        }
+
+    def step_flops(self, example: Example) -> float:
+        """Floating-point operations of one training step, as the compiler counts them."""
+        # Calls out of XLA do work that it cannot count.
+        with use_onednn(False):
+            lowered = jax.jit(self.make_step()).lower(
+                self.abstract_state, self.example_batch(example)
+            )
+        return float((lowered.cost_analysis() or {}).get("flops", 0.0))
+
+    @cached_property
+    def forward(self) -> Callable[[Any, dict[str, Any]], Any]:
+        """Jitted `(variables, batch) -> predictions`, averaged over mirrored images if asked."""
+        blend = self.info.task == "segmentation"
+        flips = [()]
+        if self.config.evaluation.flips:
+            if self.info.task == "detection":
+                raise UserError("evaluation.flips does not work for detection; set it to false")
+            axes = range(1, self.info.ndim + 1)
+            flips = [tuple(a for a in axes if bits >> a & 1) for bits in range(0, 2 ** (self.info.ndim + 1), 2)]
+
+        @jax.jit
+        def forward(variables: Any, batch: dict[str, jax.Array]) -> Any:
+            batch = self.prepare_batch(batch)
+            total: Any = None
+            for axes in flips:
+                image = jnp.flip(batch["image"], axes) if axes else batch["image"]
+                outputs = self.model.apply(variables, image, train=False)
+                prediction = self.task.predict(outputs, {**batch, "image": image})
+                if axes and blend:
+                    prediction = jnp.flip(prediction, axes)
+                total = prediction if total is None else total + prediction
+            return total if len(flips) == 1 else total / len(flips)
+
+        return forward
+
+    def predictor(self, variables: Mapping[str, Any]) -> Predictor:
+        """Predicts whole cases with these weights."""
+        config = self.config
+        size = config.evaluation.batch_size or config.data.batch_size
+        size = -(-size // self.mesh.size) * self.mesh.size
+        placed = jax.device_put(dict(variables), replicated(self.mesh))
+
+        def forward(batch: dict[str, np.ndarray]) -> Any:
+            return self.forward(placed, place_batch(batch, self.mesh))
+
+        return Predictor(
+            forward,
+            window=pieces.input_shape(config),
+            batch_size=size,
+            blend=self.info.task == "segmentation",
+            overlap=config.evaluation.overlap,
+            fill=pieces.fill_value(config),
+        )
+
+
+# The keys that something must set before an experiment can be built.
+REQUIRED = {
+    "all": ("data.channels", "data.normalization", "data.batch_size", "training.steps"),
+    "classification": ("data.size", "data.fit", "model.width", "model.stem_strides"),
+    "detection": ("data.size", "data.fit", "data.max_boxes", "model.width", "model.stem_strides", "model.levels"),
+    "segmentation": ("data.patch", "model.features"),
+}
+
+
+def resolve(
+    config: ConfigDict, source: Source, rows: Sequence[int]
+) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
+    """Fill in what the config leaves to the plan, from the training part.
+
+    Args:
+        config: as given; not changed.
+        source: the data set.
+        rows: of the training part.
+
+    Returns:
+        the resolved config, the settings that the plan made, and the fingerprint.
+
+    Raises:
+        UserError: where something is still open, or the plan's file is wrong.
+    """
+    config = config.copy_and_resolve_references()
+    given = flatten(config)
+    fingerprint = take_fingerprint(source, rows)
+    settings: dict[str, Any] = {}
+    if config.plan == "auto":
+        settings = plan_settings(fingerprint, source.info, given)
+    elif config.plan != "none":
+        settings = {k: v for k, v in _read_plan(config.plan).items() if is_open(given.get(k))}
+    update(config, settings, where=f"plan={config.plan}")
+    if config.training.epochs:
+        steps = max(1, round(config.training.epochs * len(rows) / max(config.data.batch_size, 1)))
+        update(config, {"training.steps": steps}, where="training.epochs")
+    elif config.plan == "auto" and not config.training.steps:
+        counts = fingerprint["class_counts"]
+        draft = config.copy_and_resolve_references()
+        draft.training.steps = 1
+        experiment = Experiment(draft, source.info, counts)
+        settings["training.steps"] = plan_steps(
+            lambda: experiment.step_flops(source[rows[0]]),
+            cases=len(rows),
+            batch_size=config.data.batch_size,
+        )
+        update(config, {"training.steps": settings["training.steps"]}, where="plan=auto")
+    every = max(1, config.training.steps // 10)
+    for key in ("evaluate_every", "checkpoint_every"):
+        config.training[key] = config.training[key] or every
+    _check_complete(config)
+    return config, settings, fingerprint
+
+
+def _read_plan(path: str) -> dict[str, Any]:
+    try:
+        return flatten(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"plan={path}: cannot be read ({error}); expected auto, none, or a JSON file of settings"
+        ) from error
+
+
+def _check_complete(config: ConfigDict) -> None:
+    flat = flatten(config)
+    missing = [k for k in REQUIRED["all"] + REQUIRED[config.task] if is_open(flat[k])]
+    if missing:
+        raise UserError(
+            f"plan={config.plan} leaves {', '.join(missing)} open; set them with "
+            f"--config.{missing[0]}=..., or use plan=auto"
+        )

@@ -1,0 +1,354 @@
+"""From a resolved config to objects: one function a piece, registries as plain dicts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmed.augmentation import intensity as look
+from jaxmed.augmentation import spatial as place
+from jaxmed.augmentation.compose import compose
+from jaxmed.data.sources.class_folders import ClassFolders
+from jaxmed.data.sources.coco import Coco
+from jaxmed.data.sources.medmnist import MedMNIST
+from jaxmed.data.sources.msd import Decathlon
+from jaxmed.data.sources.pairs import ImageMaskPairs
+from jaxmed.data.sources.phantoms import Phantoms
+from jaxmed.data.sources.tfds import TFDS
+from jaxmed.data.sources.voc import PascalVOC
+from jaxmed.models.detector import Detector
+from jaxmed.models.resnet import STAGES, ResNet, ResNetBackbone
+from jaxmed.models.unet import UNet
+from jaxmed.preprocessing import intensity, patches, spatial
+from jaxmed.tasks.classification import Classification
+from jaxmed.tasks.detection import Detection
+from jaxmed.tasks.segmentation import Segmentation
+from jaxmed.training.optimizers import Optimizer, Schedule, make_optimizer, make_schedule
+from jaxmed.training.sharding import AXIS
+from jaxmed.types import Augment, Batch, DatasetInfo, Example, Source, UserError
+
+SOURCES: dict[str, Callable[..., Source]] = {
+    "phantoms": lambda data, task: Phantoms(
+        data.kind,
+        task=task,
+        ndim=data.ndim,
+        size=tuple(data.extent),
+        count=data.count,
+        instances=data.masks == "instance",
+    ),
+    "class_folders": lambda data, task: ClassFolders(data.path, label_column=data.label_column),
+    "medmnist": lambda data, task: MedMNIST(
+        data.path or "data", name=data.name or None, download=data.download
+    ),
+    "voc": lambda data, task: PascalVOC(data.path, invalid=data.invalid),
+    "coco": lambda data, task: Coco(data.path, invalid=data.invalid),
+    "pairs": lambda data, task: ImageMaskPairs(data.path, masks=data.masks, invalid=data.invalid),
+    "msd": lambda data, task: Decathlon(data.path),
+    "tfds": lambda data, task: TFDS(data.name, data.path),
+}
+
+
+def make_source(config: ConfigDict) -> Source:
+    """Open the data set.
+
+    Raises:
+        UserError: where the layout is unknown, the path wrong, or the data are broken.
+    """
+    data = config.data
+    make = choose(SOURCES, data.layout, key="data.layout")
+    for key, choices in (("masks", ("semantic", "instance")), ("invalid", ("error", "drop"))):
+        choose(dict.fromkeys(choices), data[key], key=f"data.{key}")
+    if data.layout not in ("phantoms", "medmnist", "tfds") and not data.path:
+        raise UserError("data.path is empty; give --config.data.path=FOLDER of the images")
+    return make(data, config.task)
+
+
+def choose(registry: Mapping[str, Any], name: str, *, key: str) -> Any:
+    """Look a name up, or say what there is."""
+    if name not in registry:
+        raise UserError(f"{key} is {name!r}; expected one of {', '.join(registry)}")
+    return registry[name]
+
+
+def make_task(config: ConfigDict, info: DatasetInfo, *, class_counts: Sequence[int] = (), quick: bool = False):
+    """The task, with its class weights.
+
+    Args:
+        config: resolved.
+        info: of the data set.
+        class_counts: of the training part, for balanced weights.
+        quick: leave out scores that take time, for the evaluations during training.
+    """
+    weights = _class_weights(config.loss.class_weights, class_counts)
+    if info.task == "classification":
+        return Classification(
+            info.class_names,
+            multilabel=info.multilabel,
+            label_smoothing=config.loss.label_smoothing,
+            class_weights=weights,
+        )
+    if info.task == "detection":
+        return Detection(
+            info.class_names,
+            box_weight=config.loss.box_weight,
+            iou_threshold=config.evaluation.iou,
+        )
+    return Segmentation(
+        info.class_names,
+        instances=info.instances,
+        class_weights=None if info.instances else weights,
+        surface_scores=not quick,
+        nsd_tolerance=config.evaluation.nsd_tolerance,
+    )
+
+
+def _class_weights(kind: str, counts: Sequence[int]) -> tuple[float, ...] | None:
+    """Inverse to the frequencies, with mean 1 over the examples; a class never seen weighs 1."""
+    if kind == "none" or not len(counts):
+        return None
+    if kind != "balanced":
+        raise UserError(f"loss.class_weights is {kind!r}; expected none or balanced")
+    total, seen = sum(counts), sum(c > 0 for c in counts)
+    return tuple(total / (seen * c) if c else 1.0 for c in counts)
+
+
+def make_model(config: ConfigDict, info: DatasetInfo, *, outputs: int, mapped: bool = False) -> Any:
+    """The network.
+
+    Args:
+        config: resolved.
+        info: of the data set.
+        outputs: classes of the output.
+        mapped: whether it runs under `pmap`, where batch statistics must be shared by name.
+    """
+    model = config.model
+    dtype = model_dtype(model.dtype)
+    axis_name = AXIS if mapped else None
+    if model.name == "unet":
+        return UNet(
+            outputs,
+            features=model.features,
+            strides=model.strides or None,
+            norm=model.norm,
+            dropout=model.dropout,
+            deep_supervision=model.deep_supervision,
+            axis_name=axis_name,
+            remat=model.remat,
+            dtype=dtype,
+        )
+    choose(dict.fromkeys([*STAGES, "unet"]), model.name, key="model.name")
+    if info.task == "segmentation":
+        raise UserError(f"model.name is {model.name!r}, which does not segment; use unet")
+    backbone = ResNetBackbone(
+        model.name,
+        width=model.width,
+        stem_strides=model.stem_strides,
+        norm=model.norm,
+        axis_name=axis_name,
+        remat=model.remat,
+        dtype=dtype,
+    )
+    if info.task == "classification":
+        return ResNet(outputs, backbone, dropout=model.dropout)
+    return Detector(
+        outputs,
+        backbone,
+        levels=model.levels,
+        features=model.head_features,
+        dropout=model.dropout,
+        dtype=dtype,
+    )
+
+
+def model_dtype(name: str) -> Any:
+    """The type to compute in: bfloat16 on accelerators, float32 on CPU, or as said."""
+    if name == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return choose({"float32": jnp.float32, "bfloat16": jnp.bfloat16}, name, key="model.dtype")
+
+
+def make_augment(config: ConfigDict, info: DatasetInfo) -> Augment | None:
+    """All augmentations that are switched on, composed."""
+    a = config.augmentation
+    if not a.enabled:
+        return None
+    axes = tuple(a.flip_axes) or tuple(range(info.ndim))
+    affine = {
+        "rotation": a.rotation,
+        "scale": a.scale,
+        "translation": a.translation,
+        "axes": _in_plane(config, info),
+        "probability": a.affine,
+    }
+    switched: list[tuple[bool, Callable[[], Augment]]] = [
+        (a.flip > 0 and axes != (-1,), lambda: place.flip(axes=axes, probability=a.flip)),
+        (a.rot90, place.quarter_turns),
+        (a.affine > 0, lambda: place.affine(**affine)),
+        (a.noise > 0, lambda: look.gaussian_noise(probability=a.noise)),
+        (a.blur > 0, lambda: look.gaussian_blur(probability=a.blur)),
+        (a.brightness > 0, lambda: look.brightness(probability=a.brightness)),
+        (a.contrast > 0, lambda: look.contrast(probability=a.contrast)),
+        (a.low_resolution > 0, lambda: look.low_resolution(probability=a.low_resolution)),
+        (a.gamma > 0, lambda: look.gamma(probability=a.gamma)),
+        (a.color > 0, lambda: look.colour_jitter(probability=a.color)),
+        (a.cutout > 0, lambda: look.cutout(probability=a.cutout)),
+    ]
+    return compose(*(make() for on, make in switched if on))
+
+
+def _in_plane(config: ConfigDict, info: DatasetInfo) -> tuple[int, ...] | None:
+    """The axes to rotate in: all, or those of the slices where these are thick."""
+    if info.ndim == 2 or not config.data.spacing:
+        return None
+    fine = min(config.data.spacing)
+    axes = tuple(i for i, s in enumerate(config.data.spacing) if s < 3 * fine)
+    return axes if len(axes) == 2 else None
+
+
+def make_prepare_batch(config: ConfigDict) -> Callable[[Batch], Batch]:
+    """Cast images to float32 on the device, and scale them by the set's own statistics."""
+    data = config.data
+    if data.normalization != "dataset":
+        return lambda batch: {**batch, "image": batch["image"].astype(jnp.float32)}
+    mean, std = (jnp.asarray(x, jnp.float32) for x in (data.intensity.mean, data.intensity.std))
+    clip = tuple(data.intensity.clip)
+
+    def prepare(batch: Batch) -> Batch:
+        image = batch["image"].astype(jnp.float32)
+        if clip:
+            image = jnp.clip(image, jnp.asarray(clip[0]), jnp.asarray(clip[1]))
+        return {**batch, "image": (image - mean) / std}
+
+    return prepare
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Deterministic preprocessing of one case on the host; the same for training and evaluation.
+
+    A class, not a closure, so that worker processes of the loader can be given it.
+
+    Attributes:
+        channels: of the network's input.
+        size: spatial shape of whole images; empty for tasks that look at patches.
+        fit: how an image gets its `size`: "stretch" or "pad".
+        spacing: mm to resample to, or empty.
+        normalization: a key of `intensity.NORMALIZATIONS`, or "dataset" (done on the device).
+        options: of the normalisation.
+    """
+
+    channels: int
+    size: tuple[int, ...] = ()
+    fit: str = "stretch"
+    spacing: tuple[float, ...] = ()
+    normalization: str = "dataset"
+    options: tuple[tuple[str, float], ...] = ()
+
+    def __call__(self, example: Example) -> Example:
+        """Preprocess `example`; `scale`, `offset` and `spacing` say what became of its grid."""
+        example = spatial.convert_channels(example, channels=self.channels)
+        if self.spacing:
+            example = spatial.resample(example, spacing=self.spacing)
+        if self.size:
+            change = choose(
+                {"stretch": spatial.resize, "pad": spatial.fit}, self.fit, key="data.fit"
+            )
+            example = change(example, shape=self.size)
+        if self.normalization != "dataset":
+            normalize = choose(
+                intensity.NORMALIZATIONS, self.normalization, key="data.normalization"
+            )
+            example = normalize(example, **dict(self.options))
+        return example
+
+
+def make_prepare(config: ConfigDict) -> Prepare:
+    """The preprocessing that the config describes."""
+    data = config.data
+    options: tuple[tuple[str, float], ...] = ()
+    if data.normalization == "window":
+        options = (("level", data.window[0]), ("width", data.window[1]))
+    segmentation = config.task == "segmentation"
+    return Prepare(
+        channels=data.channels,
+        size=() if segmentation else tuple(data.size),
+        fit=data.fit,
+        spacing=tuple(data.spacing),
+        normalization=data.normalization,
+        options=options,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingView:
+    """What the training batch holds of a prepared case: a patch, or the case with padded boxes.
+
+    Attributes:
+        patch: spatial shape to cut at random, or empty.
+        foreground: share of patches around foreground.
+        max_boxes: of a padded case with boxes.
+        fill: of a patch beyond the image.
+    """
+
+    patch: tuple[int, ...] = ()
+    foreground: float = 0.33
+    max_boxes: int = 0
+    fill: float = 0.0
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """The view of `example` that `rng` chooses; shapes are the same for every case."""
+        if self.patch:
+            example = patches.random_patch(
+                example,
+                shape=self.patch,
+                rng=rng,
+                foreground=self.foreground,
+                value=self.fill,
+            )
+        if "boxes" in example:
+            example = patches.pad_boxes(example, max_boxes=self.max_boxes)
+        keep = ("image", "label", "mask", "boxes", "box_label", "spacing", "valid", "index")
+        return {key: example[key] for key in keep if key in example}
+
+
+def make_training_view(config: ConfigDict) -> TrainingView:
+    """The training view that the config describes."""
+    data = config.data
+    patch = tuple(data.patch) if config.task == "segmentation" else ()
+    return TrainingView(patch, data.foreground, data.max_boxes, fill_value(config))
+
+
+def fill_value(config: ConfigDict) -> float:
+    """What is beyond the image: the mean, which is 0 once images are normalised."""
+    if config.data.normalization != "dataset":
+        return 0.0
+    return float(np.mean(config.data.intensity.mean))
+
+
+def input_shape(config: ConfigDict) -> tuple[int, ...]:
+    """Spatial shape of the network's input."""
+    return tuple(config.data.patch if config.task == "segmentation" else config.data.size)
+
+
+def make_optimization(config: ConfigDict) -> tuple[Optimizer, Schedule, dict[str, float]]:
+    """Optimizer, schedule, and the numbers that both read."""
+    o = config.optimizer
+    steps = config.training.steps
+    warmup = min(math.ceil(o.warmup * steps), max(steps - 1, 0))
+    name = "one_cycle" if o.schedule == "onecycle" else o.schedule
+    schedule = make_schedule(name, steps=max(steps, 1), warmup_steps=warmup)
+    hyper = {"learning_rate": o.learning_rate, "weight_decay": o.weight_decay}
+    if o.clip_norm:
+        hyper["clip_norm"] = o.clip_norm
+    if o.name == "sgd":
+        hyper["momentum"] = o.momentum
+    if o.ema:
+        hyper["ema_decay"] = o.ema
+    return make_optimizer(o.name, accumulate=o.accumulate), schedule, hyper

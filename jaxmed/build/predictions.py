@@ -1,0 +1,125 @@
+"""Predict image files with a trained run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxmed.build.runs import load_run, make_folder
+from jaxmed.data.images import Image, image_stem, is_image, list_images, read_image
+from jaxmed.data.sources.base import make_example
+from jaxmed.evaluation.pictures import draw_overlay
+from jaxmed.inference.writers import BoxWriter, MaskWriter, ProbabilityWriter
+from jaxmed.types import DatasetInfo, Example, UserError
+
+
+def predict_run(
+    workdir: str | Path,
+    inputs: Sequence[str],
+    *,
+    output: str | Path,
+    overlay: bool = False,
+    config: ConfigDict | None = None,
+) -> None:
+    """Predict files and folders, and write what the task gives to `output`.
+
+    Args:
+        workdir: of the run.
+        inputs: image files, DICOM series folders, or folders of images.
+        output: folder; a mask has the name that its image has below the folder given.
+        overlay: also write pictures to look at, to `output`/overlays.
+        config: the run's, with overrides.
+
+    Raises:
+        UserError: where an input is missing, broken or of other dimensions than the network's.
+    """
+    files = find_inputs(inputs)
+    run = load_run(workdir, config)
+    output = Path(output)
+    make_folder(output)
+    info = run.info
+    writer = _make_writer(output, info)
+    images: dict[int, Image] = {}
+
+    def examples() -> Iterator[Example]:
+        for index, (_, path) in enumerate(files):
+            images[index] = image = read_image(path)
+            example = make_example(image.array, index=index, spacing=image.spacing)
+            _check(path, example, info)
+            yield run.experiment.prepare(example)
+
+    for example, raw in run.predict(examples()):
+        index = int(example["index"])
+        name, image = files[index][0], images.pop(index)
+        prediction = run.experiment.task.restore(raw, example)
+        print(f"{name}: {writer.add(name, image, prediction)}")
+        if overlay:
+            picture = output / "overlays" / f"{name}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            draw_overlay(picture, image.array, **drawn_prediction(prediction, info), class_names=info.class_names)
+    print(f"{len(files)} images -> {writer.close()}")
+
+
+def find_inputs(inputs: Sequence[str]) -> list[tuple[str, Path]]:
+    """Name and path of each image; the name is relative to the folder it was found in.
+
+    Raises:
+        UserError: where there is none, or two would be written to the same name.
+    """
+    if not inputs:
+        raise UserError("no images given; name files or folders after the flags")
+    found: list[tuple[str, Path]] = []
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir() and not is_image(path):
+            images = list_images(path)
+            if not images:
+                raise UserError(f"{path}: holds no images; give a folder of image files")
+            found += [(str(image.relative_to(path)), image) for image in images]
+        elif path.exists():
+            found.append((path.name or path.resolve().name, path))
+        else:
+            raise UserError(f"{path}: no such file or folder; check the path")
+    seen: dict[str, Path] = {}
+    for name, path in found:
+        key = os.path.join(os.path.dirname(name), image_stem(name))
+        if key in seen:
+            raise UserError(
+                f"{path} and {seen[key]} would be written to the same name; predict them into "
+                "different folders"
+            )
+        seen[key] = path
+    return found
+
+
+def _check(path: Path, example: Example, info: DatasetInfo) -> None:
+    ndim = example["image"].ndim - 1
+    if ndim != info.ndim:
+        raise UserError(f"{path}: has {ndim} dimensions; the network was trained on {info.ndim}")
+
+
+def _make_writer(output: Path, info: DatasetInfo) -> Any:
+    if info.task == "classification":
+        return ProbabilityWriter(output, info.class_names, multilabel=info.multilabel)
+    if info.task == "detection":
+        return BoxWriter(output, info.class_names)
+    return MaskWriter(output, info.class_names, instances=info.instances)
+
+
+def drawn_prediction(prediction: Any, info: DatasetInfo, *, least_score: float = 0.3) -> dict[str, Any]:
+    """A prediction as the arguments of a picture; boxes scored below `least_score` left out."""
+    if info.task == "segmentation":
+        return {"mask": prediction}
+    if info.task == "detection":
+        sure = prediction["scores"] >= least_score
+        return {
+            "boxes": prediction["boxes"][sure],
+            "labels": prediction["labels"][sure],
+            "scores": prediction["scores"][sure],
+        }
+    best = int(prediction.argmax())
+    return {"title": f"{info.class_names[best]} {prediction[best]:.3f}"}

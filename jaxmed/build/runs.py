@@ -1,0 +1,416 @@
+"""What the scripts do: train, evaluate and predict in a workdir."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmed.build import pieces
+from jaxmed.build.config import (
+    CONFIG_FILE,
+    config_of_run,
+    differences,
+    flatten,
+    read_run,
+    write_json,
+)
+from jaxmed.build.experiment import Experiment, resolve
+from jaxmed.data.cache import Cached
+from jaxmed.data.loader import training_batches
+from jaxmed.data.splits import split_cases
+from jaxmed.evaluation.evaluate import main_value, predict_cases, score_cases
+from jaxmed.evaluation.pictures import draw_batch
+from jaxmed.preprocessing.fingerprint import digest
+from jaxmed.training.checkpoints import Checkpoints, merge_params, restore_params
+from jaxmed.training.logging import Logger
+from jaxmed.training.loop import StopSignal, train
+from jaxmed.training.state import TrainState, evaluation_params
+from jaxmed.training.step import example_keys
+from jaxmed.types import DatasetInfo, Source, UserError
+
+SPLIT_FILE = "split.json"
+
+# What cannot change the result, so a run may go on with another value.
+FREE = ("data.workers", "data.cache_gb", "data.path", "data.download", "evaluation.batch_size",
+        "evaluation.resamples", "plan")  # fmt: skip
+
+
+def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> None:
+    """Train in `workdir`, or go on where a run in it stopped; then evaluate the best checkpoint.
+
+    Args:
+        config: as given on the command line.
+        workdir: made where missing.
+        dry_run: only print the config, shapes, parameters and the memory of a step.
+
+    Raises:
+        UserError: for every mistake in the config, the data or the workdir.
+    """
+    workdir = Path(workdir)
+    if not dry_run:
+        make_folder(workdir)
+    source = pieces.make_source(config)
+    for note in source.notes:
+        print(f"data: {note}")
+    split = read_split(workdir, source) or _make_split(config, source)
+    config, settings, fingerprint = resolve(config, source, split["train"])
+    print_plan(settings)
+    experiment = Experiment(config, source.info, fingerprint["class_counts"])
+    if dry_run:
+        print_dry_run(experiment, source[split["train"][0]])
+        return
+    run = describe_run(config, source, split, settings, fingerprint)
+    _write_or_compare(workdir, run)
+    write_json(
+        workdir / SPLIT_FILE, {part: [source.ids[i] for i in rows] for part, rows in split.items()}
+    )
+    finished = _train(experiment, source, split, workdir)
+    if finished:
+        from jaxmed.build.evaluations import evaluate_run  # the report's libraries are slow
+
+        evaluate_run(workdir, part="val", source=source)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, or say why it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be made or written ({error.strerror or error}); choose another folder"
+        ) from error
+
+
+def read_split(workdir: Path, source: Source) -> dict[str, list[int]] | None:
+    """The split that a run saved, as rows of `source`; None where there is none."""
+    path = workdir / SPLIT_FILE
+    if not path.is_file():
+        return None
+    ids = json.loads(path.read_text(encoding="utf-8"))
+    rows = {name: row for row, name in enumerate(source.ids)}
+    missing = [name for names in ids.values() for name in names if name not in rows]
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of its cases, such as {missing[0]}, are not in the data; give "
+            "--config.data.path the set that the run was trained on"
+        )
+    return {part: [rows[name] for name in names] for part, names in ids.items()}
+
+
+def _make_split(config: ConfigDict, source: Source) -> dict[str, list[int]]:
+    labels = getattr(source, "labels", None)
+    split, notes = split_cases(
+        source.ids,
+        patients=source.patients,
+        labels=labels,
+        parts=source.parts,
+        fractions=tuple(config.data.fractions),
+        seed=config.seed,
+    )
+    for note in notes:
+        print(f"split: {note}")
+    print("split: " + ", ".join(f"{part} {len(rows)}" for part, rows in split.items()))
+    return split
+
+
+def describe_run(
+    config: ConfigDict,
+    source: Source,
+    split: Mapping[str, Sequence[int]],
+    settings: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of config.json."""
+    packages = ("jaxmed", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {
+        "config": config.to_dict(),
+        "seed": config.seed,
+        "planned": dict(settings),
+        "data": {
+            "sha256": digest(source),
+            "info": dataclasses.asdict(source.info),
+            "cases": {part: len(rows) for part, rows in split.items()},
+            "class_counts": fingerprint["class_counts"],
+            "notes": list(source.notes),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "devices": [device.device_kind for device in jax.devices()],
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The git commit of the code that runs, with a plus where it was changed; None outside git."""
+    folder = Path(__file__).parent
+    try:
+        head = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=40"]
+        done = subprocess.run(head, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _write_or_compare(workdir: Path, run: dict[str, Any]) -> None:
+    """Write config.json, or refuse to go on with a config or data that change the result."""
+    path = workdir / CONFIG_FILE
+    has_checkpoints = any((workdir / "checkpoints").glob("[0-9]*"))
+    if not path.exists() or not has_checkpoints:
+        write_json(path, run)
+        return
+    old = read_run(workdir)
+    if old["data"]["sha256"] != run["data"]["sha256"]:
+        raise UserError(
+            f"{workdir}: was trained on other data than {run['config']['data']['path']}; use "
+            "another workdir, or give it the same data"
+        )
+    before, now = flatten(old["config"]), flatten(run["config"])
+    longer = now["training.steps"] >= before["training.steps"]
+    if now["optimizer.schedule"] == "constant" and longer:
+        before["training.steps"] = now["training.steps"]
+    for key in now:
+        if key in FREE or key.endswith("_every") or key.startswith("sharding."):
+            before[key] = now[key]
+    changed = differences(before, now)
+    if changed:
+        raise UserError(
+            f"{workdir}: holds a run with another config ({'; '.join(changed)}); use another "
+            "workdir, or the old values to go on with it"
+        )
+    write_json(path, {**old, "config": run["config"]})
+
+
+def _train(
+    experiment: Experiment,
+    source: Source,
+    split: Mapping[str, Sequence[int]],
+    workdir: Path,
+) -> bool:
+    """The training itself; whether it came to its end."""
+    config, lifted = experiment.config, experiment.lifted
+    cache = int(config.data.cache_gb * 2**30) // max(1, config.data.workers)
+    prepared = Cached(source, transform=experiment.prepare, max_bytes=cache)
+    with Checkpoints(workdir / "checkpoints") as checkpoints, StopSignal() as stop:
+        state = _start(experiment, checkpoints, config.model.init)
+        first = int(lifted.global_state(state).step)
+        batches = training_batches(
+            prepared,
+            split["train"],
+            batch_size=config.data.batch_size,
+            seed=config.seed,
+            prepare=experiment.view,
+            start_step=first,
+            workers=config.data.workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+        def evaluate(state: TrainState) -> dict[str, float]:
+            variables = {"params": evaluation_params(state), **state.model_state}
+            cases = predict_cases(
+                experiment.predictor(variables),
+                experiment.quick_task,
+                source,
+                split["val"],
+                prepare=experiment.prepare,
+            )
+            scores = score_cases(cases, experiment.quick_task)
+            return main_value(experiment.quick_task, scores)
+
+        with batches, Logger(
+            workdir,
+            steps=config.training.steps,
+            start_step=first,
+            evaluated_step=int(lifted.global_state(state).best["evaluated"]),
+        ) as logger:
+            if first == 0:
+                draw_first_batch(experiment, source, split["train"], workdir / "batch.png")
+            elif first < config.training.steps:
+                logger.say(f"going on from step {first} of {config.training.steps}")
+            state = train(
+                state,
+                lifted=lifted,
+                batches=batches,
+                steps=config.training.steps,
+                evaluate=evaluate,
+                main_score=experiment.task.main_score,
+                checkpoints=checkpoints,
+                logger=logger,
+                log_every=config.training.log_every,
+                evaluate_every=config.training.evaluate_every,
+                checkpoint_every=config.training.checkpoint_every,
+                early_stopping=config.training.early_stopping,
+                steps_per_epoch=len(split["train"]) / config.data.batch_size,
+                stop=stop,
+            )
+        return not stop.requested
+
+
+def _start(experiment: Experiment, checkpoints: Checkpoints, init: str) -> TrainState:
+    """The placed state to go on from: restored, or fresh, perhaps with another run's weights."""
+    lifted = experiment.lifted
+    if checkpoints.latest_step() is not None:
+        return lifted.place_state(
+            checkpoints.restore(lifted.template(experiment.abstract_state))
+        )
+    state = lifted.init(experiment.init_state, jax.random.key(experiment.config.seed))
+    if not init:
+        return state
+    fresh = jax.device_get(lifted.global_state(state).replace(key=None))
+    old = restore_params(Path(init) / "checkpoints")
+    params, report = merge_params(fresh.params, old["ema"] or old["params"])
+    model_state, state_report = merge_params(fresh.model_state, old["model_state"])
+    if not report["loaded"]:
+        raise UserError(f"model.init={init}: none of its weights fit this model; use its model.*")
+    fresh_again = [*report["reshaped"], *report["missing"], *state_report["reshaped"]]
+    print(
+        f"model.init={init}: {len(report['loaded'])} arrays from step {old['step']}; "
+        f"fresh: {', '.join(fresh_again) or 'none'}"
+    )
+    ema = jax.tree.map(np.copy, params) if fresh.ema else {}
+    return lifted.place_state(
+        lifted.global_state(state).replace(params=params, model_state=model_state, ema=ema)
+    )
+
+
+def draw_first_batch(
+    experiment: Experiment, source: Source, rows: Sequence[int], path: Path
+) -> None:
+    """Picture the first batch as the network sees it, augmented, with its labels."""
+    config = experiment.config
+    size = min(config.data.batch_size, 16)
+    with training_batches(
+        source,
+        rows,
+        batch_size=size,
+        seed=config.seed,
+        prepare=_Both(experiment.prepare, experiment.view),
+    ) as batches:
+        batch = next(batches)
+
+    @jax.jit
+    def augmented(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        batch = experiment.prepare_batch(batch)
+        if experiment.augment is None:
+            return batch
+        key = jax.random.split(jax.random.fold_in(_step_key(experiment), 0))[0]
+        return jax.vmap(experiment.augment)(example_keys(key, batch, axis_name=None), batch)
+
+    draw_batch(jax.device_get(augmented(batch)), experiment.info.class_names, path)
+
+
+def _step_key(experiment: Experiment) -> jax.Array:
+    """The key that a fresh state keeps for its steps."""
+    return jax.random.split(jax.random.key(experiment.config.seed))[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Both:
+    """Preprocessing and the training view in one."""
+
+    prepare: Any
+    view: Any
+
+    def __call__(self, example: dict[str, np.ndarray], rng: np.random.Generator) -> Any:
+        return self.view(self.prepare(example), rng)
+
+
+def print_plan(settings: Mapping[str, Any]) -> None:
+    """Say what the plan decided."""
+    for key, value in settings.items():
+        print(f"plan: {key} = {value}")
+
+
+def print_dry_run(experiment: Experiment, example: dict[str, np.ndarray]) -> None:
+    """Print the config, the shapes, the parameters and the memory of a step."""
+    for key, value in flatten(experiment.config).items():
+        print(f"{key} = {value!r}")
+    batch = experiment.example_batch(example)
+    print("\nbatch:")
+    for key, value in batch.items():
+        print(f"  {key:10} {value.dtype} {value.shape}")
+    print("\nparameters:")
+    total = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(experiment.abstract_state.params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        print(f"  {name:50} {leaf.shape}")
+        total += leaf.size
+    memory = jax.jit(experiment.make_step(), donate_argnums=0).lower(
+        experiment.abstract_state, batch
+    ).compile().memory_analysis()  # fmt: skip
+    held = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
+    print(f"\n{total:,} parameters; a step needs some {held:,.0f} MiB on one device")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A trained network, ready to predict.
+
+    Attributes:
+        experiment: everything built from the run's config.
+        predict: examples -> (example, prediction on its preprocessed grid).
+        info: of the data that it was trained on.
+        step: of the weights.
+        sha256: of the weights.
+        run: the content of config.json.
+    """
+
+    experiment: Experiment
+    predict: Any
+    info: DatasetInfo
+    step: int
+    sha256: str
+    run: dict[str, Any]
+
+
+def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRun:
+    """The best checkpoint of a run.
+
+    Args:
+        workdir: of the run.
+        config: the run's, perhaps with overrides; None reads it.
+    """
+    workdir = Path(workdir)
+    run = read_run(workdir)
+    info = dict(run["data"]["info"])
+    info["class_names"] = tuple(info["class_names"])
+    data_info = DatasetInfo(**info)
+    experiment = Experiment(
+        config if config is not None else config_of_run(run), data_info, run["data"]["class_counts"]
+    )
+    weights = restore_params(workdir / "checkpoints")
+    params = weights["ema"] or weights["params"]
+    variables = {"params": params, **weights["model_state"]}
+    return TrainedRun(
+        experiment,
+        experiment.predictor(variables),
+        data_info,
+        weights["step"],
+        parameters_sha256(params),
+        run,
+    )
+
+
+def parameters_sha256(params: Any) -> str:
+    """A digest of all parameters, in the order of their names."""
+    content = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        content.update(jax.tree_util.keystr(path).encode())
+        content.update(np.ascontiguousarray(leaf).tobytes())
+    return content.hexdigest()

@@ -1,0 +1,133 @@
+"""NIfTI-1 and NIfTI-2 volumes, `.nii` and `.nii.gz`, through nibabel."""
+
+from __future__ import annotations
+
+import gzip
+from io import IOBase
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+
+from jaxmed.data.formats import common
+from jaxmed.data.formats.common import Image
+from jaxmed.types import UserError
+
+_MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
+
+
+def _spatial_and_channels(path: Path, header: Any) -> tuple[tuple[int, ...], int]:
+    """Spatial shape (3) and number of channels from a header.
+
+    Channels are the three fields of a colour voxel, a fourth axis (the modalities of the Medical
+    Segmentation Decathlon) or the fifth axis of a vector image, whose fourth is 1.
+    """
+    shape = tuple(int(size) for size in header.get_data_shape())
+    extra = shape[3:]
+    if len(extra) == 2 and extra[0] == 1:
+        extra = extra[1:]
+    fields = header.get_data_dtype().names
+    if len(extra) > 1 or (extra and (extra[0] > common.MAX_CHANNELS or fields)):
+        raise UserError(
+            f"{path}: shape {shape} has a time or vector axis too long to be channels (at most "
+            f"{common.MAX_CHANNELS}); split it into one volume a file"
+        )
+    channels = len(fields) if fields else (extra[0] if extra else 1)
+    return (shape + (1, 1, 1))[:3] if len(shape) < 3 else shape[:3], channels
+
+
+def _affine(image: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The affine in millimetres, and notes where the header leaves it open."""
+    header = image.header
+    notes: tuple[str, ...] = ()
+    if not header["sform_code"] and not header["qform_code"]:
+        notes = ("the header gives no orientation; nibabel's default, left to right, is assumed",)
+    unit = _MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
+    affine = np.array(image.affine, np.float64)
+    affine[:3] *= unit
+    return affine, notes
+
+
+def _stream(path: Path) -> IOBase:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")  # type: ignore
+
+
+def _image(stream: IOBase) -> Any:
+    """The header and, not yet read, the voxels of an open stream."""
+    size = stream.read(4)
+    stream.seek(0)
+    is_second = 540 in (int.from_bytes(size, "little"), int.from_bytes(size, "big"))
+    return (nibabel.Nifti2Image if is_second else nibabel.Nifti1Image).from_stream(stream)
+
+
+def shape(path: Path) -> tuple[int, ...]:
+    """(x, y, z, channels) from the header alone."""
+    with _stream(path) as stream:
+        image = _image(stream)
+        spatial, channels = _spatial_and_channels(path, image.header)
+        orientation = common.orientation_of(_affine(image)[0], path)
+        return (*common.ras_shape(spatial, orientation), channels)
+
+
+def _values(image: Any) -> np.ndarray:
+    """The voxels, scaled where the header says so, else in their own type."""
+    slope, inter = image.dataobj.slope, image.dataobj.inter
+    if slope == 1 and inter == 0:
+        values = np.asanyarray(image.dataobj.get_unscaled())
+    else:
+        values = np.asarray(image.dataobj, np.float32)
+    if values.dtype.names:
+        values = np.stack([values[name] for name in values.dtype.names], axis=-1)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def read(path: Path, *, max_voxels: int, indices: bool) -> Image:
+    """Read a volume; the axes are flipped and permuted to RAS, never resampled."""
+    del indices  # values are numbers already
+    with _stream(path) as stream:
+        image = _image(stream)
+        spatial, channels = _spatial_and_channels(path, image.header)
+        common.check_size(path, (*spatial, channels), max_voxels)
+        affine, notes = _affine(image)
+        orientation = common.orientation_of(affine, path)
+        values = _values(image).reshape(*spatial, channels)
+        while stream.read(2**20):  # to the end: the checksum of a gzip file comes last
+            pass
+    values, rounded = common.as_supported(values, path)
+    affine, spacing = common.ras_affine(affine, orientation, spatial)
+    return Image(
+        array=np.ascontiguousarray(common.to_ras(values, orientation)),
+        spacing=spacing,
+        affine=affine,
+        kind="nifti",
+        orientation=orientation,
+        path=path,
+        notes=notes + rounded,
+    )
+
+
+def mask_suffix(like: Image) -> str:
+    """As the image: compressed or not."""
+    return ".nii.gz" if like.path.suffix.lower() == ".gz" else ".nii"
+
+
+def write_mask(path: Path, mask: np.ndarray, like: Image) -> None:
+    """Write a mask with the header of `like`: sform, qform and their codes are kept bit for bit."""
+    with _stream(like.path) as stream:
+        original = _image(stream)
+    assert like.orientation is not None
+    values = common.smallest_unsigned(common.from_ras(mask, like.orientation))
+    header = original.header.copy()
+    header.extensions.clear()  # these and the texts below may hold a patient's name
+    for field in ("descrip", "aux_file", "intent_name", "db_name", "data_type"):
+        if field in header:
+            header[field] = b""
+    header.set_intent("none")
+    header["cal_min"] = header["cal_max"] = 0
+    header["vox_offset"] = 0
+    header.set_data_dtype(values.dtype)
+    spatial = header.get_data_shape()[:3]
+    header.set_data_shape(spatial)
+    # No affine is handed over, so that nibabel has no reason to rewrite the header's.
+    type(original)(values.reshape(spatial), None, header).to_filename(path)

@@ -1,0 +1,174 @@
+"""TIFF pictures and volumes, plain, OME and ImageJ, through tifffile."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from jaxmed.data.formats import common
+from jaxmed.data.formats.common import Image
+from jaxmed.types import UserError
+
+_MILLIMETRES = {"nm": 1e-6, "µm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "mm": 1.0}
+_MILLIMETRES |= {"cm": 10.0, "m": 1e3, "inch": 25.4, "μm": 1e-3, "\\u00B5m": 1e-3, "pixel": 1.0}
+_DEPTH = "ZQIR"  # letters of axes that tifffile gives to a pile of pages
+_CHANNEL = "CS"
+
+
+def _axes(path: Path, series: Any) -> tuple[list[int], bool]:
+    """The order in which the axes of a series become (y, x) or (x, y, z), then one channel axis.
+
+    Returns:
+        Indices of axes, and whether the last of them is the channels.
+
+    Raises:
+        UserError: an axis is neither space nor channels, such as time.
+    """
+    letters = series.axes
+    depth = [i for i, letter in enumerate(letters) if letter in _DEPTH]
+    channel = [i for i, letter in enumerate(letters) if letter in _CHANNEL]
+    known = len(depth) + len(channel) + letters.count("Y") + letters.count("X")
+    if (
+        known != len(letters)
+        or len(depth) > 1
+        or len(channel) > 1
+        or "".join(letter for letter in letters if letter in "YX") != "YX"
+    ):
+        raise UserError(
+            f"{path}: axes {letters} of shape {series.shape}; expected rows and columns with at "
+            "most one depth and one channel axis, so save one image a file"
+        )
+    y, x = letters.index("Y"), letters.index("X")
+    space = [x, y, depth[0]] if depth else [y, x]
+    return space + channel, bool(channel)
+
+
+def _is_palette(page: Any) -> bool:
+    return page.photometric == tifffile.PHOTOMETRIC.PALETTE
+
+
+def _has_alpha(page: Any, channels: int) -> bool:
+    """Whether the last channel is opacity: said so, or the fourth of RGB."""
+    colours = 3 if page.photometric == tifffile.PHOTOMETRIC.RGB else 1
+    return page.samplesperpixel == channels == colours + 1 and (colours == 3 or page.extrasamples)
+
+
+def _stored_shape(path: Path, series: Any) -> tuple[int, ...]:
+    order, has_channels = _axes(path, series)
+    found = tuple(int(series.shape[i]) for i in order)
+    return found if has_channels else (*found, 1)
+
+
+def _main_series(tif: Any) -> Any:
+    return tif.series[0]
+
+
+def shape(path: Path) -> tuple[int, ...]:
+    """(rows, cols, channels) or (x, y, z, channels) from the header alone."""
+    with tifffile.TiffFile(path) as tif:
+        series = _main_series(tif)
+        *space, channels = _stored_shape(path, series)
+        if _is_palette(series.keyframe):
+            channels = 3
+        return (*space, channels - bool(_has_alpha(series.keyframe, channels)))
+
+
+def _check_whole(path: Path, series: Any) -> None:
+    """Refuse a file that is cut short, which tifffile may fill with zeros."""
+    size = path.stat().st_size
+    for page in series.pages:
+        if page is None:
+            continue
+        ends = (o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True))
+        if max(ends, default=0) > size:
+            raise UserError(f"{path}: the file is cut short; copy or export it again")
+
+
+def _colours(series: Any, values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Undo a palette, white-is-zero and opacity; values are (*space, channels)."""
+    page = series.keyframe
+    if _is_palette(page):
+        table = np.asarray(page.colormap)  # (3, entries) of 16 bits
+        return (table.T[values[..., 0]] >> 8).astype(np.uint8), ()
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and values.dtype.kind in "bu":
+        top = True if values.dtype == bool else values.dtype.type(2**page.bitspersample - 1)
+        return values ^ top, ("white was stored as zero and has been inverted",)
+    if _has_alpha(page, values.shape[-1]):
+        return common.drop_alpha(values)
+    return values, ()
+
+
+def _unit(name: str | None) -> float:
+    return _MILLIMETRES.get(name or "µm", 1.0)
+
+
+def _spacing(tif: Any, ndim: int) -> np.ndarray:
+    """Millimetres a voxel in the order of the array, from OME or ImageJ; 1 where not given.
+
+    The plain resolution tags are those of a printer, so they are not used.
+    """
+    sizes = {"X": 1.0, "Y": 1.0, "Z": 1.0}
+    if tif.is_ome:
+        pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", tif.ome_metadata or "")
+        fields = dict(re.findall(r'(\w+)="([^"]*)"', pixels[0])) if pixels else {}
+        for axis in sizes:
+            if f"PhysicalSize{axis}" in fields:
+                unit = _unit(fields.get(f"PhysicalSize{axis}Unit"))
+                sizes[axis] = float(fields[f"PhysicalSize{axis}"]) * unit
+    elif tif.is_imagej and (tif.imagej_metadata or {}).get("unit", "pixel") in _MILLIMETRES:
+        metadata, tags = tif.imagej_metadata or {}, tif.pages[0].tags
+        if metadata.get("unit", "pixel") not in ("pixel", "inch"):
+            unit = _unit(metadata["unit"])
+            sizes["Z"] = float(metadata.get("spacing", 1.0)) * unit
+            for axis in "XY":
+                if f"{axis}Resolution" in tags and tags[f"{axis}Resolution"].value[0]:
+                    count, length = tags[f"{axis}Resolution"].value
+                    sizes[axis] = length / count * unit
+    values = [sizes[axis] if sizes[axis] > 0 else 1.0 for axis in ("XYZ" if ndim == 3 else "YX")]
+    return np.array(values, np.float32)
+
+
+def read(path: Path, *, max_voxels: int, indices: bool) -> Image:
+    """Read the first series; a pile of pages is a volume, turned from (z, y, x) to (x, y, z)."""
+    with tifffile.TiffFile(path) as tif:
+        series = _main_series(tif)
+        full = _stored_shape(path, series)
+        common.check_size(path, full, max_voxels)
+        _check_whole(path, series)
+        order, _ = _axes(path, series)
+        values = series.asarray().transpose(order).reshape(full)
+        notes: tuple[str, ...] = ()
+        if len(tif.series) > 1:
+            notes = (f"holds {len(tif.series)} pictures; the first is used",)
+        if not (indices and _is_palette(series.keyframe)):
+            values, more = _colours(series, values)
+            notes += more
+        spacing = _spacing(tif, len(full) - 1)
+    array, rounded = common.as_supported(values, path)
+    return Image(np.ascontiguousarray(array), spacing, None, "tiff", None, path, notes + rounded)
+
+
+def mask_suffix(like: Image) -> str:
+    """TIFF, whatever metadata it had."""
+    del like
+    return ".tif"
+
+
+def write_mask(path: Path, mask: np.ndarray, like: Image) -> None:
+    """Write a mask as compressed TIFF; a volume as pages (z, y, x)."""
+    values = common.smallest_unsigned(mask)
+    if values.ndim == 3:
+        values = values.transpose(2, 1, 0)
+    size = like.spacing * 1000  # micrometres
+    axes = "ZYX" if values.ndim == 3 else "YX"
+    metadata: dict[str, Any] = {"axes": axes}
+    if (like.spacing != 1).any():
+        for axis, length in zip("XYZ" if values.ndim == 3 else "YX", size, strict=True):
+            metadata |= {f"PhysicalSize{axis}": float(length), f"PhysicalSize{axis}Unit": "µm"}
+    tifffile.imwrite(
+        path, values, photometric="minisblack", compression="zlib", metadata=metadata, ome=True
+    )

@@ -1,0 +1,272 @@
+"""Read and write one image of any format: pixels, spacing, place in space, and what is odd.
+
+Pictures are (rows, cols, channels); volumes are (x, y, z, channels) in RAS order: x grows to the
+patient's right, y to the front, z upwards. Axes are only flipped and permuted, never resampled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from jaxmed.data.formats import common
+from jaxmed.data.formats.common import MAX_VOXELS, Image
+from jaxmed.types import UserError
+
+__all__ = [
+    "MAX_VOXELS",
+    "Image",
+    "image_shape",
+    "image_stem",
+    "is_image",
+    "list_images",
+    "read_image",
+    "write_mask",
+]
+
+_FORMATS = {
+    ".ome.tiff": "tiff",
+    ".ome.tif": "tiff",
+    ".nii.gz": "nifti",
+    ".nii": "nifti",
+    ".nrrd": "itk",
+    ".nhdr": "itk",
+    ".mha": "itk",
+    ".mhd": "itk",
+    ".png": "picture",
+    ".jpeg": "picture",
+    ".jpg": "picture",
+    ".bmp": "picture",
+    ".tiff": "tiff",
+    ".tif": "tiff",
+    ".dicom": "dicom",
+    ".dcm": "dicom",
+    ".npy": "npy",
+}
+"""Longest suffix first, so that the first match is the right one."""
+
+_KINDS = {"png": "picture", "jpeg": "picture", "bmp": "picture", "nrrd": "itk", "metaimage": "itk"}
+
+
+def _suffix(path: Path) -> str:
+    name = path.name.lower()
+    return next((end for end in _FORMATS if name.endswith(end) and name != end), "")
+
+
+def _module(name: str) -> ModuleType:
+    """The module of a format, imported when it is first needed: the libraries are heavy."""
+    if name == "nifti":
+        from jaxmed.data.formats import nifti
+
+        return nifti
+    if name == "itk":
+        from jaxmed.data.formats import itk
+
+        return itk
+    if name == "picture":
+        from jaxmed.data.formats import picture
+
+        return picture
+    if name == "tiff":
+        from jaxmed.data.formats import tiff
+
+        return tiff
+    if name == "npy":
+        from jaxmed.data.formats import npy
+
+        return npy
+    from jaxmed.data.formats import dicom
+
+    return dicom
+
+
+def _format_of(path: Path) -> str:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; check the path")
+    if path.is_dir():
+        return "dicom"
+    name = _FORMATS.get(_suffix(path))
+    if name is None and common.starts_as_dicom(path):
+        return "dicom"
+    if name is None:
+        raise UserError(
+            f"{path}: format not known; expected one of {' '.join(sorted(_FORMATS))}, or DICOM"
+        )
+    return name
+
+
+def read_image(
+    path: str | os.PathLike[str],
+    *,
+    channels: int | None = None,
+    indices: bool = False,
+    max_voxels: int = MAX_VOXELS,
+) -> Image:
+    """Read an image file, or a folder that holds one DICOM series.
+
+    Args:
+        path: PNG, JPEG, BMP, TIFF, NIfTI, NRRD, MetaImage, DICOM or `.npy`.
+        channels: convert to this many; 1 from colours (luminance) or 3 from gray.
+        indices: of a picture with a palette, give the numbers (of a label mask), not the colours.
+        max_voxels: largest number of values accepted, checked before memory is taken.
+
+    Returns:
+        The image, of uint8, int16 or float32; NaN and infinite values are kept as stored.
+
+    Raises:
+        UserError: the file is missing, damaged, cut short, too big or of an unknown format.
+    """
+    path = Path(path)
+    name = _format_of(path)
+    with common.reading(path, private=name == "dicom"):
+        image: Image = _module(name).read(path, max_voxels=max_voxels, indices=indices)
+        if not image.array.flags.writeable:
+            image = dataclasses.replace(image, array=image.array.copy())
+    return image if channels is None else _with_channels(image, channels)
+
+
+def _with_channels(image: Image, channels: int) -> Image:
+    found = image.array.shape[-1]
+    if found == channels:
+        return image
+    if found == 1 and channels == 3:
+        return dataclasses.replace(image, array=np.repeat(image.array, 3, axis=-1))
+    if found == 3 and channels == 1:
+        return dataclasses.replace(image, array=_luminance(image.array))
+    raise UserError(
+        f"{image.path}: has {found} channels, which cannot become {channels}; only gray and "
+        "colour (1 and 3) convert, so set the number of channels to what the files have"
+    )
+
+
+def _luminance(array: np.ndarray) -> np.ndarray:
+    """Gray of RGB by ITU-R BT.601; gray stored as RGB comes back exactly."""
+    gray = array.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    if array.dtype.kind in "iu":
+        gray = np.rint(gray)
+    return gray.astype(array.dtype)[..., None]
+
+
+def write_mask(path: str | os.PathLike[str], mask: np.ndarray, like: Image) -> Path:
+    """Write a mask in the format and geometry of the image it belongs to.
+
+    Args:
+        path: where to; a known suffix is replaced by, and a missing one completed to, that of the
+            format: NIfTI, NRRD, MetaImage, TIFF and `.npy` stay, PNG, JPEG and BMP become PNG,
+            DICOM becomes DICOM SEG.
+        mask: (*spatial) whole numbers from 0, on the grid of `like.array`.
+        like: the image as read; its file must still be there, for its header is copied.
+
+    Returns:
+        The path written.
+
+    Raises:
+        UserError: the mask does not fit the image or format, or would replace the image.
+    """
+    mask, path = np.asarray(mask), Path(path)
+    if mask.shape != like.array.shape[:-1]:
+        raise UserError(
+            f"{path}: mask has shape {mask.shape}, its image {like.array.shape[:-1]}; put it back "
+            "on the grid of the image first"
+        )
+    mask = mask.astype(np.uint8) if mask.dtype == bool else mask
+    module = _module(_KINDS.get(like.kind, like.kind))
+    name = path.name[: len(path.name) - len(_suffix(path))] + module.mask_suffix(like)
+    path = path.with_name(name)
+    sources = like.path.iterdir() if like.path.is_dir() else [like.path]
+    if path.exists() and any(path.samefile(source) for source in sources):
+        raise UserError(f"{path}: is the image itself; write the mask to another folder or name")
+    # Whole or not at all: a hidden name in the same folder, then one rename.
+    part = path.with_name(f".{os.getpid()}.{name}")
+    try:
+        with common.reading(path, private=like.kind == "dicom", verb="written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            module.write_mask(part, mask, like)
+            part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+    return path
+
+
+def image_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """The shape (*spatial, channels) that `read_image` would give, from the header alone."""
+    path = Path(path)
+    name = _format_of(path)
+    with common.reading(path, private=name == "dicom"):
+        return _module(name).shape(path)
+
+
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is an image by its name or is DICOM, or a folder directly holds DICOM."""
+    path = Path(path)
+    if path.name.startswith("."):
+        return False
+    if path.is_dir():
+        return any(_is_dicom(child) for child in path.iterdir() if child.is_file())
+    return path.is_file() and (bool(_suffix(path)) or common.starts_as_dicom(path))
+
+
+def image_stem(path: str | os.PathLike[str]) -> str:
+    """The name without folder and image suffix.
+
+    >>> image_stem("scans/a.nii.gz"), image_stem("a.b.png"), image_stem("1.2.840")
+    ('a', 'a.b', '1.2.840')
+    """
+    path = Path(path)
+    return path.name[: len(path.name) - len(_suffix(path))]
+
+
+def _is_dicom(path: Path) -> bool:
+    """By its name, or where that says nothing, by how it begins."""
+    known = _FORMATS.get(_suffix(path))
+    return known == "dicom" or (known is None and common.starts_as_dicom(path))
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """All images in a folder and its subfolders, sorted.
+
+    Hidden files and folders are left out, as are DICOM files without a picture (reports,
+    segmentations). A folder with the slices of one DICOM series is one image, listed by the
+    folder.
+
+    Raises:
+        UserError: the folder is missing, or mixes the slices of several DICOM series.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; check the path")
+    images: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files = sorted(Path(place) / name for name in names if not name.startswith("."))
+        named = [path for path in files if _FORMATS.get(_suffix(path), "dicom") != "dicom"]
+        images += named + _dicom_images(Path(place), [p for p in files if _is_dicom(p)])
+    return sorted(images)
+
+
+def _dicom_images(folder: Path, files: list[Path]) -> list[Path]:
+    """The folder where its files are the slices of one series, else the files themselves."""
+    if not files:
+        return []
+    from jaxmed.data.formats import dicom
+
+    pictures = [found for found in map(dicom.listed, files) if found.is_image]
+    slices: dict[str, int] = {}
+    for found in pictures:
+        # Views of an X-ray may share a series too, but lie nowhere in space.
+        if found.has_position:
+            slices[found.series] = slices.get(found.series, 0) + 1
+    if all(count == 1 for count in slices.values()):
+        return [found.path for found in pictures]
+    if len(slices) == 1 and sum(slices.values()) == len(pictures):
+        return [folder]
+    raise UserError(
+        f"{folder}: mixes slices of {len(slices)} DICOM series with {len(pictures)} pictures in "
+        "all; give each series a folder of its own"
+    )

@@ -1,0 +1,194 @@
+"""The table that any layout may carry: which part, label and patient a file has."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from jaxmed.data.sources.findings import PARTS, Findings, part_name, some
+from jaxmed.types import UserError
+
+MANIFESTS = ("manifest.csv", "split.csv")  # read in this order: the latter has the last word
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What the manifest says of one case; "" where it says nothing.
+
+    Attributes:
+        listed: whether the manifest names the case at all.
+        part: "train", "val" or "test".
+        label: name of a class.
+        patient: group that must not be split.
+    """
+
+    listed: bool = False
+    part: str = ""
+    label: str = ""
+    patient: str = ""
+
+
+def read_entries(
+    root: Path,
+    *,
+    files: Sequence[Sequence[Path]],
+    stems: Sequence[str],
+    findings: Findings,
+    label_column: str | None = None,
+) -> list[Entry] | None:
+    """Read what `manifest.csv` and `split.csv` in a folder say of each case.
+
+    Rows name a case by `file` (path from the folder) or by `id` (stem). Columns other than
+    `split`, `patient` and the one of labels are ignored. Rows that name no case, and values that
+    mean nothing, are added to the problems of `findings`.
+
+    Args:
+        root: the folder that may hold a manifest.
+        files: the files of each case.
+        stems: the stem of each case.
+        findings: where problems and notes go.
+        label_column: the column that holds the labels; None if they are not wanted.
+
+    Returns:
+        One entry a case, or None where there is no manifest.
+
+    Raises:
+        UserError: if a manifest cannot be read or leads out of its folder.
+    """
+    paths = [root / name for name in MANIFESTS if (root / name).is_file()]
+    if not paths:
+        return None
+    by_file: dict[str, list[int]] = defaultdict(list)
+    by_stem: dict[str, list[int]] = defaultdict(list)
+    for case, (case_files, stem) in enumerate(zip(files, stems, strict=True)):
+        by_stem[stem].append(case)
+        for path in case_files:
+            if path.is_relative_to(root):
+                by_file[path.relative_to(root).as_posix()].append(case)
+    entries = [Entry() for _ in stems]
+    for path in paths:
+        table = _read_table(path)
+        wanted = _wanted_columns(table, label_column)
+        if not wanted:
+            findings.notes.append(
+                f"{path.name} has no split, patient or label column and is ignored; it has "
+                f"{', '.join(table.columns)}."
+            )
+            continue
+        _match_rows(table, wanted, by_file, by_stem, entries, findings)
+        unlisted = [stem for stem, entry in zip(stems, entries, strict=True) if not entry.listed]
+        if unlisted:
+            findings.notes.append(
+                f"{len(unlisted)} of {len(stems)} cases are not in {path.name}: {some(unlisted)}."
+            )
+    return entries
+
+
+def has_column(root: Path, column: str) -> bool:
+    """Whether a manifest in this folder has the column; False where there is none.
+
+    Raises:
+        UserError: if the manifest cannot be read.
+    """
+    paths = [root / name for name in MANIFESTS if (root / name).is_file()]
+    return any(column in _read_table(path).columns for path in paths)
+
+
+def safe_path(text: str, *, where: str) -> str:
+    """A relative path with forward slashes, as written in a table or an annotation file.
+
+    Raises:
+        UserError: if the path is absolute or leads out of its folder.
+    """
+    path = PurePosixPath(text.strip().replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or re.match(r"^[A-Za-z]:", str(path)):
+        raise UserError(f"{where}: path {text!r} leads out of the folder; give a relative path")
+    return path.as_posix()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    path: Path
+    columns: list[str]
+    rows: list[tuple[int, dict[str, str]]]  # with the line's number, as a spreadsheet shows it
+
+
+def _read_table(path: Path) -> _Table:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        header = text.partition("\n")[0]
+        delimiter = max(",;\t", key=header.count)
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{path}: cannot be read as a UTF-8 table: {error}; save it anew"
+        ) from error
+    columns = [column.strip() for column in lines[0]] if lines else []
+    repeated = sorted({column for column in columns if column and columns.count(column) > 1})
+    if repeated:
+        raise UserError(f"{path}: the header names {', '.join(repeated)} more than once")
+    if "file" not in columns and "id" not in columns:
+        raise UserError(
+            f"{path}: has the columns {', '.join(columns) or 'of an empty file'}; expected one "
+            "called file (path from this folder) or id (name without suffix)"
+        )
+    rows = []
+    for number, cells in enumerate(lines[1:], start=2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(columns):
+            raise UserError(
+                f"{path}: row {number} has {len(cells)} cells, the header {len(columns)}"
+            )
+        rows.append((number, dict(zip(columns, (cell.strip() for cell in cells), strict=True))))
+    return _Table(path, columns, rows)
+
+
+def _wanted_columns(table: _Table, label_column: str | None) -> dict[str, str]:
+    """The field of an Entry that each useful column fills."""
+    fields = {"split": "part", "patient": "patient"}
+    if label_column is not None:
+        fields[label_column] = "label"
+    return {column: field for column, field in fields.items() if column in table.columns}
+
+
+def _match_rows(
+    table: _Table,
+    wanted: dict[str, str],
+    by_file: dict[str, list[int]],
+    by_stem: dict[str, list[int]],
+    entries: list[Entry],
+    findings: Findings,
+) -> None:
+    """Fill in the entries from the rows of one table."""
+    seen: dict[int, int] = {}
+    for number, row in table.rows:
+        where = f"{table.path.name} row {number}"
+        if row.get("file"):
+            name = safe_path(row["file"], where=f"{table.path} row {number}")
+            cases = by_file.get(name, [])
+        else:
+            name = row.get("id", "")
+            cases = by_stem.get(name, [])
+        values = {field: row[column] for column, field in wanted.items() if row[column]}
+        part = part_name(values.get("part", ""))
+        if len(cases) != 1:
+            found = "no image is" if not cases else f"{len(cases)} images are"
+            findings.problems.append(f"{where}: {found} called {name!r}")
+        elif cases[0] in seen:
+            findings.problems.append(f"{where}: {name!r} is already in row {seen[cases[0]]}")
+        elif "part" in values and part is None:
+            findings.problems.append(
+                f"{where}: split is {values['part']!r}, expected {', '.join(PARTS)} or nothing"
+            )
+        else:
+            if part is not None:
+                values["part"] = part
+            entries[cases[0]] = dataclasses.replace(entries[cases[0]], listed=True, **values)
+        for case in cases:
+            seen.setdefault(case, number)

@@ -1,0 +1,233 @@
+"""What the layouts share: a case, and a source of cases that lie in files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxmed.data.images import Image, image_stem, read_image
+from jaxmed.data.sources.findings import PARTS, some
+from jaxmed.types import DatasetInfo, Example, Region, UserError, check_example
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One case that lies in files.
+
+    Attributes:
+        id: unique in its set.
+        images: files whose channels follow one another; nearly always one.
+        mask: file of class or instance numbers.
+        label: class number.
+        boxes: (boxes, 2 * ndim) float32 as in an Example, unpadded.
+        box_label: (boxes,) int32.
+        part: "train", "val", "test", or "" where none is given.
+        patient: group that must not be split, or "" where unknown.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    mask: Path | None = None
+    label: int | None = None
+    boxes: np.ndarray | None = None
+    box_label: np.ndarray | None = None
+    part: str = ""
+    patient: str = ""
+
+
+class FileSource:
+    """A source of cases that lie in files, read when asked for; fulfils `jaxmed.types.Source`.
+
+    No file stays open, so that threads and processes may read at the same time.
+
+    Args:
+        info: what is known of the set.
+        cases: in the order of the rows.
+        notes: what was odd.
+        channels: convert images to this many channels; None keeps the files' own.
+        read_mask: `(path, image) -> mask`, where the cases have masks.
+    """
+
+    def __init__(
+        self,
+        info: DatasetInfo,
+        cases: Sequence[Case],
+        *,
+        notes: Iterable[str] = (),
+        channels: int | None = None,
+        read_mask: Callable[[Path, Image], np.ndarray] | None = None,
+    ):
+        self.info = info
+        self.ids: Sequence[str] = [case.id for case in cases]
+        said = list(notes)
+        self.notes: Sequence[str] = said
+        self.parts: Mapping[str, Sequence[int]] = part_rows([case.part for case in cases])
+        self.patients: Sequence[str] | None = known_patients(
+            self.ids, [case.patient for case in cases], self.parts, notes=said
+        )
+        self._cases = tuple(cases)
+        self._channels = channels
+        self._read_mask = read_mask
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.read(index)
+
+    def read(self, index: int, region: Region | None = None) -> Example:
+        """Read one case, or a region of it; see `jaxmed.types.Source`.
+
+        Raises:
+            UserError: if the files do not hold what the set promises.
+            IndexError: if there is no such row.
+        """
+        row = row_number(index, len(self))
+        case = self._cases[row]
+        image = read_channels(case.images, channels=self._channels)
+        example = make_example(image.array, index=row, spacing=image.spacing)
+        if case.label is not None:
+            example["label"] = np.asarray(case.label, np.int32)
+        if case.boxes is not None and case.box_label is not None:
+            example["boxes"] = case.boxes.copy()
+            example["box_label"] = case.box_label.copy()
+        if case.mask is not None and self._read_mask is not None:
+            example["mask"] = self._read_mask(case.mask, image)
+        check_example(example, self.info, where=str(case.images[0]))
+        return crop_example(example, region)
+
+
+def make_example(image: np.ndarray, *, index: int, spacing: np.ndarray | None = None) -> Example:
+    """The keys that every example has, of an image (*spatial, channels) in its file's own grid."""
+    ndim = image.ndim - 1
+    spacing = np.ones(ndim, np.float32) if spacing is None else spacing
+    return {
+        "image": image,
+        "spacing": np.asarray(spacing, np.float32),
+        "valid": np.asarray(1, np.float32),
+        "index": np.asarray(index, np.int32),
+        "shape": np.asarray(image.shape[:-1], np.int32),
+        "scale": np.ones(ndim, np.float32),
+        "offset": np.zeros(ndim, np.float32),
+    }
+
+
+def crop_example(example: Example, region: Region | None) -> Example:
+    """Cut a region, one slice a spatial axis, out of an example in its file's own grid.
+
+    Boxes are cut at the region's border and left out where nothing of them remains.
+
+    Raises:
+        ValueError: if the region has steps, or another number of axes, or is empty.
+    """
+    if region is None:
+        return example
+    shape = example["image"].shape[:-1]
+    if len(region) != len(shape):
+        raise ValueError(f"region has {len(region)} slices, the image {len(shape)} spatial axes")
+    bounds = [part.indices(size) for part, size in zip(region, shape, strict=True)]
+    low = np.array([start for start, _, _ in bounds], np.float32)
+    high = np.array([stop for _, stop, _ in bounds], np.float32)
+    if (high <= low).any() or any(step != 1 for _, _, step in bounds):
+        raise ValueError(f"region {region} of an image of shape {shape} is empty or has steps")
+    window = tuple(slice(start, stop) for start, stop, _ in bounds)
+    cropped = {**example, "image": np.ascontiguousarray(example["image"][window])}
+    cropped["offset"] = (example["offset"] - low).astype(np.float32)
+    if "mask" in example:
+        cropped["mask"] = np.ascontiguousarray(example["mask"][window])
+    if "boxes" in example:
+        corners = example["boxes"].reshape(-1, 2, len(shape))
+        corners = np.clip(corners, low, high) - low
+        kept = (corners[:, 1] > corners[:, 0]).all(axis=1)
+        cropped["boxes"] = corners[kept].reshape(-1, 2 * len(shape)).astype(np.float32)
+        cropped["box_label"] = example["box_label"][kept]
+    return cropped
+
+
+def read_channels(paths: Sequence[Path], *, channels: int | None) -> Image:
+    """Read an image whose channels may lie in several files on one grid.
+
+    Raises:
+        UserError: if a file cannot be read, or two are not on one grid.
+    """
+    images = [read_image(path, channels=channels if len(paths) == 1 else None) for path in paths]
+    first = images[0]
+    if len(images) == 1:
+        return first
+    for path, image in zip(paths[1:], images[1:], strict=True):
+        check_same_grid(path, image, paths[0], first)
+    array = np.concatenate([image.array for image in images], axis=-1)
+    return dataclasses.replace(first, array=array)
+
+
+def check_same_grid(path: Path, image: Image, other_path: Path, other: Image) -> None:
+    """Raise a UserError that names both files unless the images have one shape and one geometry.
+
+    Geometries are compared where both files state one, to a thousandth of a voxel.
+    """
+    shape, other_shape = image.array.shape[:-1], other.array.shape[:-1]
+    if shape != other_shape:
+        raise UserError(
+            f"{path} has shape {shape} and {other_path} has {other_shape}; "
+            "they must be on the same grid: resample one to the other"
+        )
+    if image.affine is None or other.affine is None:
+        return
+    difference = float(np.abs(image.affine - other.affine).max())
+    if difference > 1e-3 * float(np.min(other.spacing)):
+        raise UserError(
+            f"{path} and {other_path} have one shape but affines that differ by up to "
+            f"{difference:.4g} mm; resample one to the other, or mend its header"
+        )
+
+
+def row_number(index: int, count: int) -> int:
+    """An index, possibly negative, as a row number from 0; IndexError if there is no such row."""
+    row = int(index)
+    if not -count <= row < count:
+        raise IndexError(f"row {row} of a set of {count} cases")
+    return row % count
+
+
+def part_rows(parts: Sequence[str]) -> dict[str, list[int]]:
+    """The rows of each part, from the part of each row."""
+    rows = {part: [row for row, name in enumerate(parts) if name == part] for part in PARTS}
+    return {part: numbers for part, numbers in rows.items() if numbers}
+
+
+def known_patients(
+    ids: Sequence[str],
+    patients: Sequence[str],
+    parts: Mapping[str, Sequence[int]],
+    *,
+    notes: list[str],
+) -> list[str] | None:
+    """Patients of a set, each unknown one taken as a patient of its own; None if all are unknown.
+
+    Appends to `notes` how many are unknown, and how many occur in several parts.
+    """
+    if not any(patients):
+        return None
+    unknown = sum(not patient for patient in patients)
+    if unknown:
+        notes.append(f"{unknown} cases have no patient; each is taken as a patient of its own.")
+    names = [patient or case for case, patient in zip(ids, patients, strict=True)]
+    seen = Counter(name for rows in parts.values() for name in {names[row] for row in rows})
+    shared = sorted(name for name, count in seen.items() if count > 1)
+    if shared:
+        notes.append(f"{len(shared)} patients are in more than one part: {some(shared)}.")
+    return names
+
+
+def make_ids(root: Path, files: Sequence[Path], *, stems: Sequence[str] | None = None) -> list[str]:
+    """The stem of each file or, where stems clash, the path from `root`."""
+    stems = stems if stems is not None else [image_stem(path) for path in files]
+    seen = Counter(stems)
+    return [
+        stem if seen[stem] == 1 else path.relative_to(root).as_posix()
+        for stem, path in zip(stems, files, strict=True)
+    ]

@@ -1,0 +1,161 @@
+"""Class folders: `CLASS/...` or `SPLIT/CLASS/...`, or a manifest that gives the classes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxmed.data.images import image_stem, list_images, read_image
+from jaxmed.data.manifest import Entry, has_column, read_entries
+from jaxmed.data.sources.base import Case, FileSource, make_ids
+from jaxmed.data.sources.findings import Findings, part_name, some
+from jaxmed.data.sources.layouts import guess_layout, nested_layouts, open_folder, wrong_layout
+from jaxmed.types import DatasetInfo, UserError
+
+_LAYOUT = "class folders"
+_EXPECTED = "CLASS/... or SPLIT/CLASS/... with at least two classes, or a manifest.csv with labels"
+
+
+class ClassFolders(FileSource):
+    """Images sorted into one folder a class, at any depth below it.
+
+    The folders may lie in folders called train, val and test (or training, valid, validation,
+    testing, in any case). A `manifest.csv` with `file` or `id` may give `split`, `patient` and the
+    label, which then has the last word over the folder.
+
+    Args:
+        path: the folder.
+        class_names: the classes in the order of their numbers; sorted names where not given.
+        label_column: the manifest's column of labels.
+        channels: convert images to this many channels; None keeps the files' own.
+        kind: where the images come from, such as "X-ray".
+
+    Raises:
+        UserError: if the folder is of another layout, or files and manifest disagree.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        class_names: Sequence[str] | None = None,
+        label_column: str = "label",
+        channels: int | None = None,
+        kind: str = "",
+    ):
+        root = open_folder(path, layout=_LAYOUT)
+        labelled = has_column(root, label_column)
+        if not labelled and label_column != "label":
+            raise UserError(f"{root}: no manifest.csv with a column {label_column!r} for labels")
+        if not labelled and (guess_layout(root) not in (_LAYOUT, None) or nested_layouts(root)):
+            raise wrong_layout(root, layout=_LAYOUT, expected=_EXPECTED)
+        files = list_images(root)
+        if not files:
+            raise wrong_layout(root, layout=_LAYOUT, expected=_EXPECTED)
+        findings = Findings(root)
+        placed = [_place(root, file) for file in files]
+        entries = read_entries(
+            root,
+            files=[[file] for file in files],
+            stems=[image_stem(file) for file in files],
+            findings=findings,
+            label_column=label_column,
+        )
+        known = _merge(root, files, placed, entries, labelled=labelled, findings=findings)
+        if not any(entry.label for entry in known):
+            raise wrong_layout(root, layout=_LAYOUT, expected=_EXPECTED)
+        names = _class_names(known, class_names, findings)
+        findings.finish()
+        cases = [
+            Case(
+                id=name,
+                images=(file,),
+                label=names.index(entry.label),
+                part=entry.part,
+                patient=entry.patient,
+            )
+            for name, file, entry in zip(make_ids(root, files), files, known, strict=True)
+        ]
+        shape = read_image(files[0], channels=channels).array.shape
+        info = DatasetInfo(
+            name=root.resolve().name,
+            task="classification",
+            ndim=len(shape) - 1,
+            channels=shape[-1],
+            class_names=names,
+            kind=kind,
+        )
+        super().__init__(info, cases, notes=findings.notes, channels=channels)
+
+
+def _place(root: Path, file: Path) -> Entry:
+    """Part and class by the folders that a file lies in."""
+    folders = file.relative_to(root).parts[:-1]
+    part = part_name(folders[0]) if folders else None
+    if part is not None:
+        folders = folders[1:]
+    return Entry(part=part or "", label=folders[0] if folders else "")
+
+
+def _merge(
+    root: Path,
+    files: Sequence[Path],
+    placed: Sequence[Entry],
+    entries: Sequence[Entry] | None,
+    *,
+    labelled: bool,
+    findings: Findings,
+) -> list[Entry]:
+    """What folders and manifest say together; the manifest has the last word."""
+    if entries is None:
+        entries = [Entry()] * len(files)
+    listed = {entry.label for entry in entries if entry.label}
+    merged, moved = [], 0
+    for file, place, entry in zip(files, placed, entries, strict=True):
+        label = entry.label or place.label
+        if labelled and not entry.label and label not in listed:
+            label = ""
+        if not label:
+            reason = "has no label in the manifest" if labelled else "lies in no class folder"
+            findings.problems.append(f"{file.relative_to(root).as_posix()} {reason}")
+        moved += bool(entry.part and place.part and entry.part != place.part)
+        merged.append(dataclasses.replace(entry, label=label, part=entry.part or place.part))
+    if moved:
+        findings.notes.append(
+            f"The manifest puts {moved} images in another part than their folder."
+        )
+    beside = {place.label for place, entry in zip(placed, merged, strict=True) if not entry.part}
+    if not labelled and beside and any(place.part for place in placed):
+        findings.problems.append(
+            f"the folders {some(sorted(beside))} lie beside train, val or test; "
+            "move them into one of these"
+        )
+    return merged
+
+
+def _class_names(
+    entries: Sequence[Entry], given: Sequence[str] | None, findings: Findings
+) -> tuple[str, ...]:
+    found = sorted({entry.label for entry in entries if entry.label})
+    names = tuple(given) if given is not None else tuple(found)
+    unknown = [name for name in found if name not in names]
+    if unknown:
+        findings.problems.append(
+            f"unknown classes {some(unknown)}; class_names are {', '.join(names)}"
+        )
+    absent = [name for name in names if name not in found]
+    if absent:
+        findings.notes.append(f"No image is of {some(absent)}.")
+    if len(names) < 2:
+        findings.problems.append(
+            f"only one class was found, {', '.join(names)!r}; classification needs two or more"
+        )
+    in_train = {entry.label for entry in entries if entry.part in ("train", "")}
+    strange = sorted({entry.label for entry in entries} - in_train - {""})
+    if in_train and strange:
+        findings.problems.append(
+            f"the classes {some(strange)} have no training images; the training images are of "
+            f"{some(sorted(in_train))}: is a name misspelt?"
+        )
+    return names

@@ -1,0 +1,105 @@
+"""What is found while a data set is looked through: problems, invalid annotations and notes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from jaxmed.types import UserError
+
+Item = TypeVar("Item")
+
+PARTS = ("train", "val", "test")
+PART_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+SHOWN_PROBLEMS = 20  # a line with more is not read to its end
+
+
+class DataError(UserError):
+    """Several problems of one data set: the message shows the first, `problems` holds all."""
+
+    def __init__(self, message: str, problems: Sequence[str] = ()):
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+@dataclasses.dataclass
+class Findings:
+    """What was found while a data set was looked through.
+
+    Attributes:
+        where: the folder or file to name in an error.
+        problems: what must be mended before anything can be done.
+        invalid: wrong annotations; an error, or left out and counted, as the user chose.
+        notes: what was odd and was repaired or left out.
+    """
+
+    where: Path
+    problems: list[str] = dataclasses.field(default_factory=list)
+    invalid: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def finish(self, *, policy: str = "error") -> None:
+        """Raise one error with everything that stands in the way.
+
+        Args:
+            policy: "error" or "drop": whether invalid annotations are an error, or a note.
+
+        Raises:
+            DataError: if there are problems, or invalid annotations under "error".
+        """
+        if policy not in ("error", "drop"):
+            raise UserError(f"invalid is {policy!r}; expected 'error' or 'drop'")
+        if self.problems:
+            raise _data_error(self.where, self.problems + self.invalid, "mend the files")
+        if self.invalid and policy == "error":
+            advice = "mend the files, or leave these out with data.invalid=drop (invalid='drop')"
+            raise _data_error(self.where, self.invalid, advice)
+        if self.invalid:
+            shown = "; ".join(self.invalid[:SHOWN_PROBLEMS]) + _rest(self.invalid)
+            self.notes.append(f"{len(self.invalid)} invalid annotations were left out: {shown}")
+
+
+def _data_error(where: Path, problems: Sequence[str], advice: str) -> DataError:
+    shown = "; ".join(problems[:SHOWN_PROBLEMS]) + _rest(problems)
+    count = "" if len(problems) == 1 else f"{len(problems)} problems: "
+    return DataError(f"{where}: {count}{shown}; {advice}", problems)
+
+
+def _rest(problems: Sequence[str]) -> str:
+    more = len(problems) - SHOWN_PROBLEMS
+    return f"; and {more} more" if more > 0 else ""
+
+
+def part_name(text: str) -> str | None:
+    """The part that a text means, such as "val" by "Validation"; None if it means none."""
+    return PART_NAMES.get(text.strip().lower())
+
+
+def some(names: Sequence[str], limit: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def one_a_key(
+    items: Iterable[Item], key: Callable[[Item], str], *, what: str, findings: Findings
+) -> dict[str, Item]:
+    """Items by key, the first of each; a key that comes twice is a problem."""
+    found: dict[str, Item] = {}
+    for item in items:
+        name = key(item)
+        if name in found:
+            findings.problems.append(f"two {what} have the name {name!r}: {found[name]}, {item}")
+        else:
+            found[name] = item
+    return found

@@ -1,0 +1,1 @@
+"""From a trained model to scores that can be trusted: intervals, calibration, reports."""

@@ -1,0 +1,152 @@
+"""Figures of a whole part: ROC, precision-recall, reliability, confusion, spread of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sklearn.metrics
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from jaxmed.types import DatasetInfo
+
+MOST_CLASSES = 10
+"""Lines in one figure, at most; of more classes the first are drawn."""
+
+
+def draw_curves(
+    info: DatasetInfo, scores: Mapping[int, Mapping[str, Any]], folder: Path
+) -> list[dict[str, Any]]:
+    """Draw what suits the task, as PNG files in `folder`.
+
+    Args:
+        info: of the data set.
+        scores: rows of `Task.score`, by row of the source.
+        folder: to write to; made before.
+
+    Returns:
+        `picture` (path) and `caption` of each figure.
+    """
+    rows = list(scores.values())
+    draw = {
+        "classification": _classification,
+        "detection": _detection,
+        "segmentation": _segmentation,
+    }[info.task]
+    figures = []
+    for name, figure, caption in draw(info, rows):
+        path = folder / f"{name}.png"
+        FigureCanvasAgg(figure)
+        figure.savefig(path, dpi=100)
+        figures.append({"picture": path, "caption": caption})
+    return figures
+
+
+def _figure(panels: int) -> tuple[Figure, list[Any]]:
+    figure = Figure(figsize=(4.2 * panels, 4), layout="constrained")
+    return figure, list(np.ravel(figure.subplots(1, panels)))
+
+
+def _classification(
+    info: DatasetInfo, rows: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, Figure, str]]:
+    labels = np.stack([row["label"] for row in rows])
+    probabilities = np.stack([row["probabilities"] for row in rows])
+    if labels.ndim == 1:
+        truth = labels[:, None] == np.arange(len(info.class_names))
+    else:
+        truth = labels > 0
+    # Of two classes one says it all: that of the last.
+    shown = range(len(info.class_names))[:MOST_CLASSES]
+    if len(info.class_names) == 2 and not info.multilabel:
+        shown = range(1, 2)
+    figure, (roc, recall, reliable) = _figure(3)
+    for c in shown:
+        if not 0 < truth[:, c].sum() < len(truth):
+            continue  # no curve of a class that all or no cases have
+        name, score = info.class_names[c], probabilities[:, c]
+        false, true, _ = sklearn.metrics.roc_curve(truth[:, c], score)
+        roc.plot(false, true, label=name)
+        precision, hits, _ = sklearn.metrics.precision_recall_curve(truth[:, c], score)
+        recall.plot(hits, precision, label=name)
+        reliable.plot(*_reliability(truth[:, c], score), marker="o", label=name)
+    for axis in (roc, reliable):
+        axis.plot([0, 1], [0, 1], color="gray", linestyle=":", linewidth=1)
+    roc.set(xlabel="1 - specificity", ylabel="recall (sensitivity)", title="ROC")
+    recall.set(xlabel="recall", ylabel="precision", title="precision-recall", ylim=(0, 1.02))
+    reliable.set(xlabel="predicted probability", ylabel="observed share", title="reliability")
+    roc.legend(fontsize=8)
+    drawn = [("curves", figure, "ROC, precision-recall and reliability of each class")]
+    if labels.ndim == 1:
+        drawn.append(("confusion", _confusion(info, labels, probabilities), "Confusion matrix"))
+    return drawn
+
+
+def _reliability(truth: np.ndarray, score: np.ndarray, bins: int = 10) -> tuple[Any, Any]:
+    """Mean probability and observed share in bins of equal width that are not empty."""
+    place = np.minimum((score * bins).astype(int), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    full = count > 0
+    mean = np.bincount(place, score, minlength=bins)[full] / count[full]
+    share = np.bincount(place, truth, minlength=bins)[full] / count[full]
+    return mean, share
+
+
+def _confusion(info: DatasetInfo, labels: np.ndarray, probabilities: np.ndarray) -> Figure:
+    classes = range(len(info.class_names))
+    matrix = sklearn.metrics.confusion_matrix(labels, probabilities.argmax(1), labels=classes)
+    figure, (axis,) = _figure(1)
+    axis.imshow(matrix / np.maximum(matrix.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+    for (i, j), count in np.ndenumerate(matrix):
+        share = count / max(matrix[i].sum(), 1)
+        axis.text(j, i, str(count), ha="center", va="center", color="w" if share > 0.5 else "k")
+    names = [name[:14] for name in info.class_names]
+    axis.set_xticks(list(classes), names, rotation=45, ha="right")
+    axis.set_yticks(list(classes), names)
+    axis.set(xlabel="predicted", ylabel="is")
+    return figure
+
+
+def _detection(
+    info: DatasetInfo, rows: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, Figure, str]]:
+    figure, (recall, free) = _figure(2)
+    score = np.concatenate([row["score"] for row in rows])
+    label = np.concatenate([row["label"] for row in rows])
+    hit = np.concatenate([row["matched"][0] for row in rows])
+    truths = np.sum([row["truths"] for row in rows], axis=0)
+    for c, name in enumerate(info.class_names[:MOST_CLASSES]):
+        mine = label == c
+        order = np.argsort(-score[mine], kind="stable")
+        hits = np.cumsum(hit[mine][order])
+        false = np.cumsum(~hit[mine][order])
+        if not truths[c] or not len(hits):
+            continue
+        recall.plot(hits / truths[c], hits / (hits + false), label=name)
+        free.plot(false / len(rows), hits / truths[c], label=name)
+    recall.set(xlabel="recall", ylabel="precision", title="at IoU .5", xlim=(0, 1), ylim=(0, 1.02))
+    free.set(xlabel="false positives an image", ylabel="recall", title="FROC", ylim=(0, 1.02))
+    free.set_xscale("log", base=2)
+    recall.legend(fontsize=8)
+    return [("curves", figure, "Precision-recall and free-response curves of each class")]
+
+
+def _segmentation(
+    info: DatasetInfo, rows: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, Figure, str]]:
+    kinds = [k for k in ("dice", "nsd", "instance_ap50", "panoptic_quality") if k in rows[0]]
+    figure, axes = _figure(len(kinds))
+    for axis, kind in zip(axes, kinds, strict=True):
+        names = [f"{kind}/{c}" for c in info.class_names[1:] if f"{kind}/{c}" in rows[0]] or [kind]
+        values = [np.array([row[n] for row in rows], float) for n in names]
+        values = [v[np.isfinite(v)] for v in values]
+        axis.boxplot(values, showfliers=False)
+        for place, v in enumerate(values, start=1):
+            spread = np.linspace(-0.15, 0.15, len(v)) if len(v) > 1 else np.zeros(len(v))
+            axis.plot(place + spread, v, "o", markersize=3, alpha=0.5)
+        axis.set_xticks(range(1, len(names) + 1), [n.split("/")[-1][:14] for n in names])
+        axis.set(title=kind, ylim=(-0.02, 1.02))
+    return [("curves", figure, "Scores of the cases, with quartiles")]

@@ -1,0 +1,89 @@
+"""The one evaluation: predict the cases of a part, score each, summarise with intervals."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmed.evaluation.bootstrap import Interval, bootstrap_weights, intervals
+from jaxmed.metrics import count_cases
+from jaxmed.types import Example, Source, Task, Transform
+
+Row = dict[str, Any]
+
+
+def predict_cases(
+    predictor: Callable[[Iterable[Example]], Iterator[tuple[Example, Any]]],
+    task: Task,
+    source: Source,
+    rows: Sequence[int],
+    *,
+    prepare: Transform,
+) -> Iterator[tuple[int, Example, Any]]:
+    """Yield the row, the example as the source returns it, and the prediction in its grid."""
+    pending: dict[int, Example] = {}
+
+    def prepared() -> Iterator[Example]:
+        for row in rows:
+            pending[int(row)] = example = source[int(row)]
+            yield prepare(example)
+
+    for example, prediction in predictor(prepared()):
+        row = int(example["index"])
+        yield row, pending.pop(row), task.restore(prediction, example)
+
+
+def score_cases(cases: Iterable[tuple[int, Example, Any]], task: Task) -> dict[int, Row]:
+    """Scores of each case, by row; a row that comes twice counts once."""
+    return {row: task.score(prediction, example) for row, example, prediction in cases}
+
+
+def summarize_cases(
+    task: Task,
+    scores: Mapping[int, Row],
+    *,
+    patients: Sequence[str] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Scores of the set with 95 % bootstrap intervals, over patients where they are known.
+
+    Args:
+        task: how cases are summarised.
+        scores: of `score_cases`.
+        patients: one a row of the source, or None.
+        resamples: of the bootstrap; 0 gives values without intervals.
+        seed: of the resampling.
+    """
+    groups = None if patients is None else [patients[row] for row in scores]
+    rows = list(scores.values())
+    weights = bootstrap_weights(len(rows), groups=groups, resamples=resamples, seed=seed)
+    samples = task.summarize(rows, weights=weights)
+    return intervals(samples, cases=len(rows), counts=count_cases(rows))
+
+
+def main_value(task: Task, scores: Mapping[int, Row]) -> dict[str, float]:
+    """The summarised scores without intervals, undefined ones left out; for training's log."""
+    weights = np.ones((1, len(scores)), np.float32)
+    samples = task.summarize(list(scores.values()), weights=weights)
+    return {name: float(v[0]) for name, v in samples.items() if np.isfinite(v[0])}
+
+
+def write_cases(path: Path, ids: Sequence[str], rows: Mapping[int, Mapping[str, Any]]) -> None:
+    """Write one CSV line a case: its id and its scores, empty where undefined."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", *names])
+        for index, row in rows.items():
+            writer.writerow([ids[index], *(_cell(row.get(name)) for name in names)])
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not np.isfinite(value)):
+        return ""
+    return f"{value:.6g}" if isinstance(value, (float, np.floating)) else str(value)

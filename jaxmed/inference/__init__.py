@@ -1,0 +1,1 @@
+"""From a trained network to predictions for whole cases, and to files."""

@@ -1,0 +1,114 @@
+"""Predict whole cases with a network whose input has one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmed.inference.sliding_window import Blend, extract, window_regions
+from jaxmed.types import Example, Region
+
+Forward = Callable[[dict[str, np.ndarray]], Any]
+
+
+class Predictor:
+    """Cuts cases into windows, fills batches with windows of several cases, puts results together.
+
+    All batches have one shape, so the network is compiled once. Classification and detection see
+    an image as one window; predictions of a segmentation are blended.
+
+    Args:
+        forward: batch of `image` (batch_size, *window, channels) -> predictions with a batch axis:
+            an array (batch_size, *window, classes) where `blend`, any pytree otherwise.
+        window: spatial shape that the network was built for.
+        batch_size: windows a batch.
+        blend: whether predictions are dense and to be blended over windows.
+        overlap: share of a window that neighbours have in common.
+        fill: what a window sees beyond the image.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        *,
+        window: Sequence[int],
+        batch_size: int,
+        blend: bool,
+        overlap: float = 0.5,
+        fill: float = 0.0,
+    ):
+        self.forward = forward
+        self.window = tuple(window)
+        self.batch_size = batch_size
+        self.blend = blend
+        self.overlap = overlap
+        self.fill = fill
+
+    def __call__(self, examples: Iterable[Example]) -> Iterator[tuple[Example, Any]]:
+        """Yield each preprocessed example with its prediction on the same grid, in order.
+
+        Raises:
+            ValueError: where an image that must be one window has another shape.
+        """
+        waiting: list[_Case] = []
+        queue: list[tuple[_Case, Region]] = []
+        for example in examples:
+            case = _Case(example, self._regions(example["image"].shape[:-1]))
+            waiting.append(case)
+            queue += [(case, region) for region in case.regions]
+            while len(queue) >= self.batch_size:
+                self._run(queue[: self.batch_size])
+                del queue[: self.batch_size]
+            while waiting and waiting[0].done:
+                yield waiting.pop(0).result()
+        if queue:
+            self._run(queue)
+        while waiting:
+            yield waiting.pop(0).result()
+
+    def _regions(self, shape: Sequence[int]) -> list[Region]:
+        if self.blend:
+            return window_regions(shape, self.window, overlap=self.overlap)
+        if tuple(shape) != self.window:
+            raise ValueError(f"image has shape {tuple(shape)}; the network takes {self.window}")
+        return [tuple(slice(0, n) for n in shape)]
+
+    def _run(self, queue: Sequence[tuple[_Case, Region]]) -> None:
+        images = np.stack(
+            [extract(case.example["image"], region, fill=self.fill) for case, region in queue]
+        )
+        # The last batch is filled up, so that its shape is the others'.
+        padding = [(0, self.batch_size - len(queue))] + [(0, 0)] * (images.ndim - 1)
+        predictions = jax.device_get(self.forward({"image": np.pad(images, padding)}))
+        for i, (case, region) in enumerate(queue):
+            case.add(region, jax.tree.map(lambda x, i=i: x[i], predictions), blend=self.blend)
+
+
+class _Case:
+    """One case on its way: what of it is still to be predicted."""
+
+    def __init__(self, example: Example, regions: list[Region]):
+        self.example = example
+        self.regions = regions
+        self._missing = len(regions)
+        self._blend: Blend | None = None
+        self._whole: Any = None
+
+    @property
+    def done(self) -> bool:
+        return self._missing == 0
+
+    def add(self, region: Region, prediction: Any, *, blend: bool) -> None:
+        self._missing -= 1
+        if not blend:
+            self._whole = prediction
+            return
+        if self._blend is None:
+            self._blend = Blend(self.example["image"].shape[:-1], prediction.shape[-1])
+        self._blend.add(region, prediction)
+
+    def result(self) -> tuple[Example, Any]:
+        return self.example, self._whole if self._blend is None else self._blend.result()

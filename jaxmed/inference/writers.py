@@ -1,0 +1,112 @@
+"""Write predictions for image files: tables, boxes and masks, in the files' own geometry."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmed.data.images import Image, write_mask
+
+
+class ProbabilityWriter:
+    """predictions.csv: one line a file with the predicted class and one probability a class.
+
+    Args:
+        folder: to write to.
+        class_names: columns.
+        multilabel: whether several classes may hold at once; they are then joined by "+".
+    """
+
+    def __init__(self, folder: Path, class_names: Sequence[str], *, multilabel: bool):
+        self._path = folder / "predictions.csv"
+        self._names = class_names
+        self._multilabel = multilabel
+        self._rows: list[list[str]] = []
+
+    def add(self, name: str, image: Image, probabilities: np.ndarray) -> str:
+        """Note one file; returns what to say of it."""
+        if self._multilabel:
+            pairs = zip(self._names, probabilities, strict=True)
+            prediction = "+".join(n for n, p in pairs if p > 0.5)
+        else:
+            prediction = self._names[int(probabilities.argmax())]
+        self._rows.append([name, prediction, *(f"{p:.6f}" for p in probabilities)])
+        return f"{prediction or 'none'} ({probabilities.max():.3f})"
+
+    def close(self) -> Path:
+        """Write the file."""
+        with self._path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "prediction", *self._names])
+            writer.writerows(self._rows)
+        return self._path
+
+
+class BoxWriter:
+    """detections.json: COCO results, a list of boxes with the name of their file.
+
+    `bbox` is [x, y, width, height] of a picture, whose array axes are (y, x); of a volume it is
+    [x, y, z, width, height, depth] along the axes of its RAS array, in voxels.
+    """
+
+    def __init__(self, folder: Path, class_names: Sequence[str]):
+        self._path = folder / "detections.json"
+        self._names = class_names
+        self._boxes: list[dict[str, Any]] = []
+        self._files = 0
+
+    def add(self, name: str, image: Image, prediction: dict[str, np.ndarray]) -> str:
+        """Note the boxes of one file; returns what to say of it."""
+        self._files += 1
+        low, high = np.split(prediction["boxes"], 2, axis=-1)
+        order = slice(None, None, -1) if low.shape[-1] == 2 else slice(None)
+        corners = np.concatenate([low[:, order], (high - low)[:, order]], axis=-1)
+        for box, score, label in zip(
+            corners.tolist(), prediction["scores"].tolist(), prediction["labels"], strict=True
+        ):
+            self._boxes.append(
+                {
+                    "file_name": name,
+                    "image_id": self._files,
+                    "category_id": int(label) + 1,
+                    "category": self._names[int(label)],
+                    "bbox": [round(v, 3) for v in box],
+                    "score": round(score, 6),
+                }
+            )
+        sure = int((prediction["scores"] >= 0.3).sum())
+        return f"{sure} objects scored .3 or more"
+
+    def close(self) -> Path:
+        """Write the file."""
+        self._path.write_text(json.dumps(self._boxes, indent=1) + "\n", encoding="utf-8")
+        return self._path
+
+
+class MaskWriter:
+    """One mask a file, with the file's name, in its own format and geometry."""
+
+    def __init__(self, folder: Path, class_names: Sequence[str], *, instances: bool):
+        self._folder = folder
+        self._names = class_names
+        self._instances = instances
+
+    def add(self, name: str, image: Image, mask: np.ndarray) -> str:
+        """Write the mask of one file; returns what to say of it."""
+        path = self._folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = write_mask(path, mask, image)
+        if self._instances:
+            return f"{mask.max()} instances -> {written}"
+        shares = np.bincount(mask.ravel(), minlength=len(self._names))[1:] / mask.size
+        told = ", ".join(f"{n} {s:.1%}" for n, s in zip(self._names[1:], shares, strict=True))
+        return f"{told} -> {written}"
+
+    def close(self) -> Path:
+        """Nothing is left to write."""
+        return self._folder

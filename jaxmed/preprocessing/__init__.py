@@ -1,0 +1,1 @@
+"""Deterministic preparation of examples on the host, in NumPy: (example, *, options) -> example."""

@@ -1,0 +1,184 @@
+"""Settings that follow from the data: sizes, normalisation, network and length of training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxmed.types import DatasetInfo
+
+# What two cores of a common server manage in training, in floating-point operations a second, and
+# for how long a planned training may run there. Planned lengths are the same on every device, so
+# that results do not depend on where they were computed.
+CPU_FLOPS = 60e9
+SECONDS = 400.0
+EPOCHS = (8, 150)
+
+
+def plan_settings(
+    fingerprint: Mapping[str, Any], info: DatasetInfo, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Values for the config keys that were left to the plan, save the length of training.
+
+    Args:
+        fingerprint: of the training part, see `fingerprint.take_fingerprint`.
+        info: of the data set.
+        given: the flat config; what is set in it stays and is built upon.
+
+    Returns:
+        flat settings such as `{"data.size": (64, 64)}`, only for keys that `given` leaves empty.
+    """
+    settings: dict[str, Any] = {"data.channels": info.channels}
+    settings |= _intensity(fingerprint, info)
+    if info.task == "segmentation":
+        settings |= _segmentation(fingerprint, info, given)
+    else:
+        settings |= _whole_image(fingerprint, info, given)
+    if info.task == "detection":
+        # Room for images busier than the busiest one that was opened.
+        settings["data.max_boxes"] = _round_up(fingerprint["max_boxes"] * 1.5 + 1, 8)
+    return {key: value for key, value in settings.items() if is_open(given.get(key))}
+
+
+def is_open(value: Any) -> bool:
+    """Whether a setting is left to the plan: empty, or zero."""
+    return value is None or value == () or value == "" or (value == 0 and value is not False)
+
+
+def plan_steps(
+    step_flops: Callable[[], float],
+    *,
+    cases: int,
+    batch_size: int,
+    epochs: tuple[int, int] = EPOCHS,
+) -> int:
+    """Length of training, in steps: what fits the time, but neither too few nor too many epochs.
+
+    Args:
+        step_flops: floating-point operations of one training step.
+        cases: of the training part.
+        batch_size: cases a step.
+        epochs: fewest and most.
+    """
+    affordable = SECONDS * CPU_FLOPS / max(step_flops(), 1.0)
+    epoch = max(1.0, cases / batch_size)
+    return int(max(epochs[0] * epoch, min(affordable, epochs[1] * epoch), 50))
+
+
+def _intensity(fingerprint: Mapping[str, Any], info: DatasetInfo) -> dict[str, Any]:
+    """Shared statistics where intensities mean the same in every image, its own ones elsewhere.
+
+    Eight-bit pictures and Hounsfield units are comparable between images; MRI and microscopy with
+    deeper pixels are not.
+    """
+    is_ct = min(fingerprint["least"]) < -200
+    comparable = fingerprint["dtypes"] == ["uint8"] or is_ct
+    clip = (fingerprint["low"], fingerprint["high"]) if is_ct else ()
+    normalization = "dataset" if comparable else "zscore"
+    if info.task == "segmentation" and not is_ct:
+        normalization = "zscore"  # stains and exposures differ more than a mask's meaning does
+    return {
+        "data.normalization": normalization,
+        "data.intensity.mean": tuple(fingerprint["mean"]),
+        "data.intensity.std": tuple(max(s, 1e-6) for s in fingerprint["std"]),
+        "data.intensity.clip": tuple(tuple(bound) for bound in clip),
+    }
+
+
+def _whole_image(
+    fingerprint: Mapping[str, Any], info: DatasetInfo, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Size, ResNet and batch of tasks that see an image at once."""
+    detection = info.task == "detection"
+    shapes = np.asarray(fingerprint["shapes"])
+    median = np.median(shapes, axis=0)
+    longest = {2: 320 if detection else 128, 3: 64}[info.ndim]
+    multiple = 16 if detection else 4
+    shrink = min(1.0, longest / median.max())
+    size = tuple(_round_up(side * shrink, multiple) for side in median)
+    size = tuple(given.get("data.size") or size)
+    stem = 1 if max(size) <= 40 else 2 if max(size) <= 96 else 4
+    if detection and "box_sizes" in fingerprint and fingerprint["box_sizes"]:
+        stem = min(stem, 2) if max(size) <= 160 else stem
+    aspects = shapes / shapes.max(1, keepdims=True)
+    uniform = bool(np.ptp(aspects, axis=0).max() < 0.05)
+    voxels = math.prod(size) / stem**info.ndim
+    return {
+        "data.size": size,
+        "data.fit": "stretch" if uniform and not detection else "pad",
+        "data.batch_size": _batch(voxels, fingerprint["cases"], least=8),
+        "model.width": 32 if info.ndim == 2 else 16,
+        "model.stem_strides": stem,
+        "model.levels": (1, 2, 3) if stem * 2 >= 4 or info.ndim == 3 else (2, 3),
+    }
+
+
+def _segmentation(
+    fingerprint: Mapping[str, Any], info: DatasetInfo, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Spacing, patch, U-Net levels and batch."""
+    settings: dict[str, Any] = {}
+    shapes = np.asarray(fingerprint["shapes"], float)
+    spacing = np.asarray(fingerprint["spacing"])
+    if info.ndim == 3 and fingerprint["spacing_varies"]:
+        settings["data.spacing"] = tuple(float(s) for s in spacing)
+    target = np.asarray(given.get("data.spacing") or spacing)
+    median = np.median(shapes, axis=0) * spacing / target
+    patch = tuple(given.get("data.patch") or _patch(median, target, info.ndim))
+    strides = _strides(patch, target)
+    width = 32 if info.ndim == 2 else 16
+    voxels = math.prod(patch)
+    features = tuple(min(width * 2**i, 256) for i in range(len(strides) + 1))
+    settings |= {
+        "data.patch": patch,
+        "data.batch_size": _batch(voxels / 4, fingerprint["cases"], least=2),
+        "model.features": features,
+        "model.strides": strides,
+    }
+    return settings
+
+
+def _patch(median: np.ndarray, spacing: np.ndarray, ndim: int) -> tuple[int, ...]:
+    """As much of the median image as the budget of voxels holds, in the image's own proportions."""
+    budget = {2: 192**2, 3: 56**3}[ndim]
+    scale = min(1.0, (budget / math.prod(median)) ** (1 / ndim))
+    fine = spacing.min()
+    # A thick axis is halved fewer times, so its side needs fewer factors of two.
+    multiples = [
+        16 if s < 2 * fine and m >= 32 else 8 if m >= 16 else 4
+        for s, m in zip(spacing, median, strict=True)
+    ]
+    return tuple(
+        _round_up(side * scale, multiple) for side, multiple in zip(median, multiples, strict=True)
+    )
+
+
+def _strides(patch: Sequence[int], spacing: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """Halve axes until they are some 4 voxels long, thick axes only once they are the finest."""
+    sides, spacing = list(patch), np.array(spacing, float)
+    strides: list[tuple[int, ...]] = []
+    while len(strides) < 5:
+        fine = spacing.min()
+        can = [n % 2 == 0 and n // 2 >= 4 for n in sides]
+        step = tuple(
+            2 if able and s < 2 * fine else 1 for able, s in zip(can, spacing, strict=True)
+        )
+        if max(step) == 1:
+            break
+        strides.append(step)
+        sides = [n // f for n, f in zip(sides, step, strict=True)]
+        spacing = spacing * step
+    return tuple(strides)
+
+
+def _batch(voxels: float, cases: int, *, least: int) -> int:
+    """A power of two: as many images as some 64 x 64 x 32 voxels, and no more than a fifth of all."""
+    wanted = min(128, max(least, 131_072 / voxels), max(2, cases / 5))
+    return 2 ** int(math.log2(wanted))
+
+
+def _round_up(value: float, multiple: int) -> int:
+    return max(multiple, math.ceil(value / multiple - 1e-6) * multiple)

@@ -1,0 +1,346 @@
+"""Put images, masks and boxes on another grid, and predictions back on the file's own.
+
+Voxel i covers [i, i + 1) and has its centre at i + 0.5, in images and in boxes alike, so an image
+of twice the size has boxes of exactly twice the size. Every step keeps `scale`, `offset`, `spacing`
+and `boxes` true: position here = position in the file's grid * scale + offset.
+
+Interpolation is separable, so an axis is a product with a sparse matrix of a few weights a row. One
+piece of code then does 2-D and 3-D, any number of channels, enlarging and anti-aliased reduction;
+it equals Pillow's in result (within one grey level) and in time, and takes a tenth or less of the
+time of `skimage.transform.resize` (measured, 480x640x3 to 320x320: 2 and 23 ms).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import scipy.ndimage
+import scipy.sparse
+
+from jaxmed.types import Example, UserError
+
+MIN_VISIBLE = 0.3
+"""A box cut by the border is dropped below this part of its area, as in the augmentations."""
+
+
+def resize(example: Example, *, shape: Sequence[int], method: str = "linear") -> Example:
+    """Stretch or squeeze to a spatial shape, whatever that does to the aspect ratio.
+
+    The image keeps its dtype. A mask goes label by label: each is interpolated linearly, as a part
+    of 0 to 1, and the largest wins, the higher label on a tie (nnU-Net takes those above one half).
+    Reduced, that is the majority of the area, where the nearest voxel would alias thin structures;
+    enlarged, it draws a smooth outline instead of stairs. Ignored voxels (-1) count as a label.
+
+    Args:
+        example: with `image`, and whatever of the other keys.
+        shape: spatial shape wanted.
+        method: of the image, "linear" or "cubic" (Keys, 1981; kept in the range of the image).
+
+    Raises:
+        UserError: if the shape does not fit the image.
+    """
+    image = example["image"]
+    shape = _checked_shape(example, shape)
+    if shape == image.shape[:-1]:
+        return example
+    matrices = _matrices(image.shape[:-1], shape, method=method)
+    resized = {**example, "image": _cast(_interpolate(image, matrices), like=image)}
+    if "mask" in example:
+        resized["mask"] = _resize_mask(example["mask"], _matrices(image.shape[:-1], shape))
+    factor = np.asarray(shape, np.float32) / np.asarray(image.shape[:-1], np.float32)
+    return _moved(resized, factor=factor, shift=np.zeros_like(factor))
+
+
+def resample(example: Example, *, spacing: Sequence[float], method: str = "linear") -> Example:
+    """Resize to the shape whose spacing comes nearest to the one wanted, in mm a voxel.
+
+    The field of view stays exactly the same, so the spacing reached differs a little from the one
+    asked for (less than half a voxel over the whole side); it is what `spacing` then says.
+    """
+    wanted = np.asarray(spacing, np.float64)
+    if wanted.shape != example["spacing"].shape or not (wanted > 0).all():
+        raise UserError(
+            f"preprocessing: spacing {tuple(spacing)} for a {example['spacing'].size}-D image; "
+            "set one positive number of mm an axis"
+        )
+    sides = np.asarray(example["image"].shape[:-1])
+    shape = np.maximum(1, np.rint(sides * example["spacing"] / wanted)).astype(int)
+    return resize(example, shape=shape.tolist(), method=method)
+
+
+def fit(example: Example, *, shape: Sequence[int], value: float | None = None) -> Example:
+    """Resize until the longest side fits, keeping the aspect ratio, then pad the rest evenly."""
+    shape = _checked_shape(example, shape)
+    sides = example["image"].shape[:-1]
+    factor = min(new / old for new, old in zip(shape, sides, strict=True))
+    inner = [min(new, max(1, round(old * factor))) for new, old in zip(shape, sides, strict=True)]
+    return crop_or_pad(resize(example, shape=inner), shape=shape, value=value)
+
+
+def crop_or_pad(example: Example, *, shape: Sequence[int], value: float | None = None) -> Example:
+    """Cut or pad each axis about its middle; see `window` for what padding holds."""
+    shape = _checked_shape(example, shape)
+    sides = example["image"].shape[:-1]
+    start = [(old - new) // 2 for new, old in zip(shape, sides, strict=True)]
+    return window(example, start=start, shape=shape, value=value)
+
+
+def window(
+    example: Example, *, start: Sequence[int], shape: Sequence[int], value: float | None = None
+) -> Example:
+    """Cut out a window, which may hang over the border.
+
+    What hangs over is padding: in the image `value`, or the least value of each channel (air, or
+    the dark surround) if None; in the mask -1, so that made-up voxels carry no loss. Boxes are
+    clipped, and dropped where less than `MIN_VISIBLE` of their area is left.
+
+    Args:
+        example: with unpadded boxes, if any.
+        start: first voxel of the window along each axis; may be negative.
+        shape: of the window.
+        value: of the padding.
+    """
+    image = example["image"]
+    sides = image.shape[:-1]
+    inside = tuple(
+        slice(min(max(s, 0), side), max(min(s + n, side), 0))
+        for s, n, side in zip(start, shape, sides, strict=True)
+    )
+    margin = [
+        (max(0, -s), max(0, s + n - side)) for s, n, side in zip(start, shape, sides, strict=True)
+    ]
+    cut = dict(example)
+    if any(before or after for before, after in margin):
+        spatial = tuple(range(image.ndim - 1))
+        filling = image.min(spatial) if value is None else np.asarray(value, image.dtype)
+        cut["image"] = np.empty((*shape, image.shape[-1]), image.dtype)
+        cut["image"][...] = filling
+        target = tuple(
+            slice(before, n - after) for (before, after), n in zip(margin, shape, strict=True)
+        )
+        cut["image"][target] = image[inside]
+        if "mask" in example:
+            cut["mask"] = np.full(tuple(shape), -1, example["mask"].dtype)
+            cut["mask"][target] = example["mask"][inside]
+    else:
+        cut["image"] = image[inside]
+        if "mask" in example:
+            cut["mask"] = example["mask"][inside]
+    shift = -np.asarray(start, np.float32)
+    cut = _moved(cut, factor=np.ones_like(shift), shift=shift)
+    return _clip_boxes(cut) if "boxes" in cut else cut
+
+
+def convert_channels(example: Example, *, channels: int) -> Example:
+    """Grey from RGB by luma (ITU-R BT.601), RGB from grey by repeating; alpha is dropped."""
+    image = example["image"]
+    found = image.shape[-1]
+    if found == channels:
+        return example
+    if found not in (1, 3, 4) or channels not in (1, 3):
+        raise UserError(
+            f"image has {found} channels, {channels} wanted; only grey (1) and RGB (3, or 4 with "
+            "alpha) convert into each other; set data.channels to what the files have"
+        )
+    if found == 1:
+        converted = np.repeat(image, 3, -1)
+    elif channels == 3:
+        converted = image[..., :3]
+    else:
+        luma = image[..., :3].astype(np.float32) @ np.asarray([[0.299], [0.587], [0.114]], "f")
+        converted = _cast(luma, like=image)
+    return {**example, "image": converted}
+
+
+def restore_mask(
+    mask_or_probabilities: np.ndarray,
+    *,
+    scale: np.ndarray,
+    offset: np.ndarray,
+    shape: Sequence[int],
+) -> np.ndarray:
+    """Put a predicted mask back on the grid of its file.
+
+    Probabilities are interpolated linearly, the most probable class taken afterwards: smoother than
+    a mask of classes, which goes by the nearest voxel. What had been cropped away is background.
+
+    Args:
+        mask_or_probabilities: integers (*spatial), or floating (*spatial, classes).
+        scale: (ndim,) and
+        offset: (ndim,) of the example: position here = position in the file * scale + offset.
+        shape: spatial shape in the file's grid.
+
+    Returns:
+        (*shape) int32.
+    """
+    predicted = mask_or_probabilities
+    scale, offset = np.asarray(scale, np.float64), np.asarray(offset, np.float64)
+    centres = [
+        (np.arange(side) + 0.5) * s + o for side, s, o in zip(shape, scale, offset, strict=True)
+    ]
+    known = [(c >= 0) & (c < side) for c, side in zip(centres, predicted.shape, strict=False)]
+    if not np.issubdtype(predicted.dtype, np.floating):
+        nearest = [
+            np.clip(np.floor(c).astype(int), 0, side - 1)
+            for c, side in zip(centres, predicted.shape, strict=True)
+        ]
+        restored = predicted[np.ix_(*nearest)].astype(np.int32)
+    else:
+        # Padding around the image is cut off first, lest it bleeds in at the border.
+        first = np.maximum(0, np.rint(offset)).astype(int)
+        last = np.minimum(predicted.shape[:-1], np.rint(offset + scale * shape)).astype(int)
+        part = predicted[tuple(map(slice, first, last))]
+        matrices = [
+            _weights(inner, side, factor=1 / s, shift=(f - o) / s)
+            for inner, side, s, o, f in zip(part.shape, shape, scale, offset, first, strict=False)
+        ]
+        # A class at a time: all the probabilities at once may not fit the memory.
+        classes = range(part.shape[-1])
+        restored = _largest((c, _interpolate(part[..., c], matrices)) for c in classes)
+    restored[~np.logical_and.reduce(np.ix_(*known))] = 0
+    return restored
+
+
+def restore_boxes(
+    boxes: np.ndarray, *, scale: np.ndarray, offset: np.ndarray, shape: Sequence[int]
+) -> np.ndarray:
+    """Put boxes (n, 2*ndim) back on the grid of their file, clipped to its image."""
+    corners = boxes.reshape(len(boxes), 2, len(shape))
+    corners = np.clip((corners - offset) / scale, 0, np.asarray(shape))
+    return corners.reshape(boxes.shape).astype(np.float32)
+
+
+def _checked_shape(example: Example, shape: Sequence[int]) -> tuple[int, ...]:
+    ndim = example["image"].ndim - 1
+    if len(shape) != ndim or min(shape) < 1:
+        raise UserError(
+            f"preprocessing: shape {tuple(shape)} for a {ndim}-D image; set {ndim} positive sides"
+        )
+    return tuple(int(side) for side in shape)
+
+
+def _moved(example: Example, *, factor: np.ndarray, shift: np.ndarray) -> Example:
+    """Boxes, scale, offset and spacing after position -> position * factor + shift."""
+    moved = dict(example)
+    if "boxes" in example:
+        corners = example["boxes"].reshape(-1, 2, factor.size) * factor + shift
+        moved["boxes"] = corners.reshape(example["boxes"].shape).astype(np.float32)
+    if "scale" in example:
+        moved["scale"] = (example["scale"] * factor).astype(np.float32)
+        moved["offset"] = (example["offset"] * factor + shift).astype(np.float32)
+    if "spacing" in example:
+        moved["spacing"] = (example["spacing"] / factor).astype(np.float32)
+    return moved
+
+
+def _clip_boxes(example: Example) -> Example:
+    """Boxes within the image; those of which too little is left are dropped."""
+    shape = np.asarray(example["image"].shape[:-1], np.float32)
+    corners = example["boxes"].reshape(-1, 2, shape.size)
+    clipped = np.clip(corners, 0, shape)
+    whole, visible = ((c[:, 1] - c[:, 0]).prod(-1) for c in (corners, clipped))
+    kept = (visible > 0) & (visible >= MIN_VISIBLE * whole)
+    boxes = clipped.reshape(example["boxes"].shape)[kept].astype(np.float32)
+    return {**example, "boxes": boxes, "box_label": example["box_label"][kept]}
+
+
+def _matrices(
+    old: Sequence[int], new: Sequence[int], *, method: str = "linear"
+) -> list[scipy.sparse.csr_array | None]:
+    """One matrix of weights an axis, None where the side stays as it is."""
+    return [
+        None if m == n else _weights(n, m, factor=m / n, method=method)
+        for n, m in zip(old, new, strict=True)
+    ]
+
+
+def _weights(
+    old: int, new: int, *, factor: float, shift: float = 0.0, method: str = "linear"
+) -> scipy.sparse.csr_array:
+    """Weights (new, old) of interpolation along one axis, new position = old * factor + shift.
+
+    The kernel is as wide as a voxel of the coarser of the two grids, which keeps a reduced image
+    free of aliasing. At the border the weights inside are scaled up to a sum of one.
+    """
+    if method not in ("linear", "cubic"):
+        raise UserError(f"preprocessing: method is {method!r}; set 'linear' or 'cubic'")
+    width = max(1.0, 1 / factor)
+    reach = width * (2 if method == "cubic" else 1)
+    centres = np.clip((np.arange(new) + 0.5 - shift) / factor, 0.5, old - 0.5) - 0.5
+    columns = np.floor(centres - reach).astype(int)[:, None] + np.arange(
+        2 * int(np.ceil(reach)) + 2
+    )
+    distance = np.abs(columns - centres[:, None]) / width
+    if method == "linear":
+        weights = np.maximum(0, 1 - distance)
+    else:  # Keys (1981), a = -1/2
+        near = (1.5 * distance - 2.5) * distance**2 + 1
+        far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+        weights = np.where(distance < 1, near, np.where(distance < 2, far, 0))
+    weights[(columns < 0) | (columns >= old)] = 0
+    weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    rows, which = np.nonzero(weights)
+    entries = (weights[rows, which], (rows, columns[rows, which]))
+    return scipy.sparse.csr_array(entries, shape=(new, old))
+
+
+def _interpolate(
+    array: np.ndarray, matrices: Sequence[scipy.sparse.csr_array | None]
+) -> np.ndarray:
+    """Multiply each leading axis of an array by its matrix; float32."""
+    array = array.astype(np.float32)
+    for axis, matrix in enumerate(matrices):
+        if matrix is not None:
+            rows = np.moveaxis(array, axis, 0)
+            product = matrix @ rows.reshape(len(rows), -1)
+            array = np.moveaxis(product.reshape(-1, *rows.shape[1:]), 0, axis)
+    return np.ascontiguousarray(array)
+
+
+def _cast(values: np.ndarray, *, like: np.ndarray) -> np.ndarray:
+    """Back to the dtype and the range of the original: integers are rounded, not cut off."""
+    values = np.clip(values, like.min(), like.max())
+    return (np.rint(values) if np.issubdtype(like.dtype, np.integer) else values).astype(like.dtype)
+
+
+def _largest(layers: Iterable[tuple[int, np.ndarray]]) -> np.ndarray:
+    """The number whose layer is the largest at each voxel."""
+    best: np.ndarray | None = None
+    for number, layer in layers:
+        if best is None:
+            best, winner = layer.copy(), np.full(layer.shape, number, np.int32)
+            continue
+        larger = layer > best
+        best[larger] = layer[larger]
+        winner[larger] = number
+    return winner
+
+
+def _resize_mask(mask: np.ndarray, matrices: Sequence[scipy.sparse.csr_array | None]) -> np.ndarray:
+    """Labels with the largest interpolated part; each label is worked on in its own box alone."""
+    background = _interpolate(mask == 0, matrices)
+    best, winner = background, np.zeros(background.shape, np.int32)
+    boxes = scipy.ndimage.find_objects(np.maximum(mask, 0))
+    found = [(number, box) for number, box in enumerate(boxes, 1) if box is not None]
+    if (mask < 0).any():
+        found.insert(0, (-1, (slice(None),) * mask.ndim))
+    for number, box in found:
+        parts, target = zip(*map(_touched, matrices, box), strict=True)
+        layer = _interpolate(mask[box] == number, parts)
+        larger = (layer > 0) & (layer >= best[target] if number > 0 else layer > best[target])
+        best[target][larger] = layer[larger]
+        winner[target][larger] = number
+    return winner
+
+
+def _touched(
+    matrix: scipy.sparse.csr_array | None, extent: slice
+) -> tuple[scipy.sparse.csr_array | None, slice]:
+    """The part of a matrix that reads an extent of the old axis, and the extent that it writes."""
+    if matrix is None:
+        return None, extent
+    columns = matrix[:, extent]
+    rows = np.flatnonzero(np.diff(columns.indptr))
+    target = slice(int(rows[0]), int(rows[-1]) + 1)
+    return columns[target], target

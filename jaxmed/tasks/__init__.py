@@ -1,0 +1,1 @@
+"""The one place where classification, detection and segmentation differ."""

@@ -1,0 +1,182 @@
+"""Segmentation: which voxels belong to what, by class or by instance?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.ndimage
+import skimage.segmentation
+from jaxtyping import Array, Int
+
+from jaxmed.losses import cross_entropy, dice_loss, dice_statistics, ignore_invalid, label_weights
+from jaxmed.metrics import instances, mean_scores
+from jaxmed.metrics.segmentation import score_masks
+from jaxmed.preprocessing.spatial import restore_mask
+from jaxmed.types import Batch, Example
+
+INSTANCE_CLASSES = ("background", "inside", "border")
+"""What the network learns of instance masks."""
+
+
+class Segmentation:
+    """Semantic masks, or instance masks through their insides and borders.
+
+    Of instances the network learns three classes: background, inside and border. Insides that do
+    not touch are the seeds from which a watershed regrows the instances over all foreground
+    (the scheme of Caicedo et al. 2019, doi 10.1002/cyto.a.23863).
+
+    Args:
+        class_names: with the background first.
+        instances: whether masks hold instance numbers.
+        class_weights: of the cross-entropy, one a class that the network learns.
+        surface_scores: whether to compute `hd95` and `nsd`, which take time.
+        nsd_tolerance: mm.
+        smallest: voxels; smaller predicted instances are noise and dropped.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        *,
+        instances: bool = False,
+        class_weights: Sequence[float] | None = None,
+        surface_scores: bool = True,
+        nsd_tolerance: float = 1.0,
+        smallest: int = 10,
+    ):
+        self.class_names = tuple(class_names)
+        self.instances = instances
+        self.class_weights = class_weights
+        self.surface_scores = surface_scores
+        self.nsd_tolerance = nsd_tolerance
+        self.smallest = smallest
+
+    main_score = "dice"
+
+    @property
+    def output_classes(self) -> tuple[str, ...]:
+        """The classes of the network's output."""
+        return INSTANCE_CLASSES if self.instances else self.class_names
+
+    def loss(
+        self,
+        apply: Callable[..., tuple[Any, Any]],
+        batch: Batch,
+        *,
+        key: jax.Array,
+        total: Callable[[jax.Array], jax.Array],
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Cross-entropy plus soft Dice of the global batch (Isensee et al. 2021).
+
+        With deep supervision, coarser outputs learn the mask at their own resolution, each with
+        half the weight of the next finer one.
+        """
+        outputs, model_state = apply(batch["image"], key=key)
+        labels = ignore_invalid(batch["mask"], batch["valid"])
+        if self.instances:
+            labels = instance_targets(labels)
+        levels = outputs if isinstance(outputs, list) else [outputs]
+        loss, weight = jnp.zeros(()), 0.0
+        for i, logits in enumerate(levels):
+            level_labels = shrink_labels(labels, logits.shape[1:-1])
+            loss += 0.5**i * self._level_loss(logits, level_labels, total)
+            weight += 0.5**i
+        return loss / weight, {"model_state": model_state, "metrics": {}}
+
+    def _level_loss(
+        self, logits: jax.Array, labels: jax.Array, total: Callable[[jax.Array], jax.Array]
+    ) -> jax.Array:
+        class_weights = None if self.class_weights is None else jnp.array(self.class_weights)
+        losses = cross_entropy(logits, labels, class_weights=class_weights)
+        weights = label_weights(labels, class_weights)
+        entropy = total(losses.sum()) / jnp.maximum(total(weights.sum()), 1e-6)
+        intersection, denominator = dice_statistics(jax.nn.softmax(logits), labels)
+        return entropy + dice_loss(total(intersection.sum(0)), total(denominator.sum(0)))
+
+    def predict(self, outputs: Any, batch: Batch) -> jax.Array:
+        """Probabilities (batch, *spatial, classes)."""
+        return jax.nn.softmax(outputs)
+
+    def restore(self, prediction: Any, example: Example) -> np.ndarray:
+        """Mask (*spatial) int32 in the file's own grid: classes, or instance numbers."""
+        predicted = np.asarray(prediction)
+        if self.instances:
+            predicted = separate_instances(predicted, smallest=self.smallest)
+        return restore_mask(
+            predicted, scale=example["scale"], offset=example["offset"], shape=example["shape"]
+        )
+
+    def score(self, prediction: Any, example: Example) -> dict[str, float | np.ndarray]:
+        """Overlap and surface scores of one case; of instances also those that count objects."""
+        truth = example["mask"]
+        row: dict[str, float | np.ndarray] = {}
+        if self.instances:
+            row.update(instances.score_instances(prediction, truth))
+            prediction, truth = (prediction > 0) * 1, np.where(truth > 0, 1, truth)
+        row.update(
+            score_masks(
+                prediction,
+                truth,
+                class_names=self.class_names,
+                spacing=example["spacing"],
+                tolerance=self.nsd_tolerance,
+                surfaces=self.surface_scores,
+            )
+        )
+        return row
+
+    def describe(self, row: dict[str, float | np.ndarray]) -> dict[str, float | str]:
+        """All scores of the case; it is ranked by Dice."""
+        return {"score": float(row["dice"]), **{k: float(v) for k, v in row.items()}}
+
+    def summarize(
+        self, rows: Sequence[dict[str, float | np.ndarray]], *, weights: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Weighted mean of each score over the cases that have it."""
+        return mean_scores(rows, weights=weights)
+
+
+def instance_targets(mask: Int[Array, "batch *spatial"]) -> Int[Array, "batch *spatial"]:
+    """Instance numbers -> 0 background, 1 inside, 2 border; -1 stays.
+
+    The border of an instance are its voxels that touch another instance or the background, here
+    or diagonally.
+    """
+    window = (1,) + (3,) * (mask.ndim - 1)
+    ones = (1,) * mask.ndim
+    highest = jax.lax.reduce_window(mask, jnp.iinfo(mask.dtype).min, jax.lax.max, window, ones, "SAME")
+    lowest = jax.lax.reduce_window(mask, jnp.iinfo(mask.dtype).max, jax.lax.min, window, ones, "SAME")
+    border = (highest != mask) | (lowest != mask)
+    return jnp.where(mask > 0, jnp.where(border, 2, 1), mask)
+
+
+def shrink_labels(labels: Int[Array, "batch *spatial"], shape: Sequence[int]) -> jax.Array:
+    """Every n-th voxel of a mask, so that it fits coarser logits."""
+    steps = [n // m for n, m in zip(labels.shape[1:], shape, strict=True)]
+    return labels[(slice(None), *(slice(step // 2, None, step) for step in steps))]
+
+
+def separate_instances(probabilities: np.ndarray, *, smallest: int = 10) -> np.ndarray:
+    """Instance numbers from probabilities (*spatial, 3) of `INSTANCE_CLASSES`.
+
+    Seeds are the connected insides; each grows over the foreground around it, from the surest
+    voxels outward, until it meets another. Foreground without a seed is an instance of its own.
+    """
+    foreground = probabilities[..., 1] + probabilities[..., 2] > 0.5
+    inside = (probabilities[..., 1] > 0.5) & foreground
+    seeds, count = scipy.ndimage.label(inside)
+    # A seed of a few voxels is noise between real ones, unless it is the whole object.
+    sizes = np.bincount(seeds.ravel(), minlength=count + 1)
+    seeds[sizes[seeds] < max(3, smallest // 3)] = 0
+    grown = skimage.segmentation.watershed(-probabilities[..., 1], seeds, mask=foreground)
+    alone, extra = scipy.ndimage.label(foreground & (grown == 0))
+    grown = np.where(alone > 0, alone + count, grown)
+    sizes = np.bincount(grown.ravel())
+    keep = sizes >= smallest
+    keep[0] = False
+    numbers = np.cumsum(keep) * keep
+    return numbers[grown].astype(np.int32)

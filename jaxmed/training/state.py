@@ -1,0 +1,104 @@
+"""Everything that training changes, as one pytree of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Arrays only, so that shape evaluation, sharding and checkpoints are one line each.
+
+    Attributes:
+        step: () int32, batches seen so far.
+        params: parameters of the network.
+        model_state: its other collections, such as batch_stats; {} where there are none.
+        opt_state: of the optimizer.
+        ema: exponential moving average of params; {} where it is off.
+        hyper: () float32 each, such as learning_rate and weight_decay; traced, so that models
+            trained together may differ in them and changing one compiles nothing.
+        best: "score" () float32, the best main score so far (-inf before the first); "step" ()
+            int32, when it was reached; "bad_evaluations" () int32, evaluations since;
+            "evaluated" () int32, the last evaluated step (-1 before the first).
+        key: () typed PRNG key; it stays the same, steps fold their number in.
+    """
+
+    step: Any
+    params: Any
+    model_state: Any
+    opt_state: Any
+    ema: Any
+    hyper: Any
+    best: Any
+    key: Any
+
+
+def init_state(
+    model_init: Callable[[jax.Array], Mapping[str, Any]],
+    optimizer: Callable[[Mapping[str, Any]], Any],
+    *,
+    key: jax.Array,
+    hyper: Mapping[str, Any],
+    ema: bool = False,
+) -> TrainState:
+    """The state before the first step; jittable, so that large parameters are born sharded.
+
+    Args:
+        model_init: key -> variables, {"params": ..., other collections}.
+        optimizer: as `make_optimizer` returns it.
+        key: typed PRNG key; one half draws the parameters, the other is kept for the steps.
+        hyper: numbers that the optimizer and the moving average read.
+        ema: whether to keep an exponential moving average of the parameters.
+    """
+    init_key, step_key = jax.random.split(key)
+    model_state = dict(model_init(init_key))
+    params = model_state.pop("params")
+    traced = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=model_state,
+        opt_state=optimizer(traced).init(params),
+        # A copy: one buffer must not be donated twice.
+        ema=jax.tree.map(jnp.copy, params) if ema else {},
+        hyper=traced,
+        best={
+            "score": jnp.full((), -jnp.inf, jnp.float32),
+            "step": jnp.zeros((), jnp.int32),
+            "bad_evaluations": jnp.zeros((), jnp.int32),
+            "evaluated": jnp.full((), -1, jnp.int32),
+        },
+        key=step_key,
+    )
+
+
+def evaluation_params(state: TrainState) -> Any:
+    """The parameters to evaluate and predict with: the moving average where there is one."""
+    return state.ema if jax.tree.leaves(state.ema) else state.params
+
+
+def best_after(
+    best: Mapping[str, Any], *, score: float | None, step: int
+) -> tuple[dict[str, np.ndarray], bool]:
+    """`best` after one more evaluation, and whether it was the best so far.
+
+    Args:
+        best: of a state, on the host.
+        score: main score, higher is better; None or NaN (undefined) is no improvement.
+        step: at which it was measured.
+    """
+    # Compared in float32, as it is kept, so that a resumed run decides the same.
+    now = np.float32(np.nan if score is None else score)
+    improved = bool(now > best["score"])
+    bad = 0 if improved else int(best["bad_evaluations"]) + 1
+    return {
+        "score": np.asarray(now if improved else best["score"], np.float32),
+        "step": np.asarray(step if improved else best["step"], np.int32),
+        "bad_evaluations": np.asarray(bad, np.int32),
+        "evaluated": np.asarray(step, np.int32),
+    }, improved
