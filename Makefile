@@ -47,7 +47,7 @@ slow: test-tools ## Run the tests that train a model or start processes
 
 notebook: test-tools ## Run every notebook from top to bottom
 	@set -e; for notebook in notebooks/*.ipynb; do \
-	  echo "$$notebook"; JUPYTER_PLATFORM_DIRS=1 $(BIN)/jupyter-execute --timeout=1200 "$$notebook"; \
+	  echo "$$notebook"; $(BIN)/jupyter-execute --timeout=1200 "$$notebook"; \
 	done
 
 wheel: test-tools ## Build the wheel and try it in a clean environment, away from this folder

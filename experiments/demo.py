@@ -35,7 +35,7 @@ def main(positional: list[str]) -> None:
     from jaxmed.build.config import update
     from jaxmed.build.predictions import predict_run
     from jaxmed.build.runs import train_run
-    from jaxmed.data.sources.phantom_files import write_pictures
+    from jaxmed.data.sources.phantom_files import write_phantoms
 
     start = time.monotonic()
     table = Table(title="Demo: scores on the validation part, with 95 % intervals")
@@ -48,7 +48,12 @@ def main(positional: list[str]) -> None:
         config = runpy.run_path(str(CONFIGS / f"{config_name}.py"))["get_config"](preset)
         update(config, SETTINGS[run], where="demo")
         train_run(config, workdir)
-        images = write_pictures(config, workdir / "new_images", count=4)
+        # Images that no run has seen: phantoms of another seed, in files.
+        layout, kind = ("msd", "body") if "3d" in preset else ("pairs", "cells")
+        new = workdir / "new_images"
+        extent = config.data.extent[0]
+        write_phantoms(new, layout=layout, kind=kind, size=extent, count=4, seed=1, parts=False)
+        images = new / ("imagesTr" if layout == "msd" else "images")
         predict_run(workdir, [str(images)], output=workdir / "predictions", overlay=True)
         summary = json.loads((workdir / "evaluation/val/summary.json").read_text())
         entry = summary["metrics"][score]

@@ -55,7 +55,7 @@ def ringing(*, cutoff: tuple[float, float] = (0.4, 0.9), probability: float = 1.
         cutoff: (low, high) of the highest frequency kept, as a fraction of the highest there is.
         probability: of an example being changed.
     """
-    check_range("ringing cutoff", cutoff, least=0)
+    check_range("ringing cutoff", cutoff, least=0.0)
 
     def apply(key: jax.Array, example: DeviceExample) -> DeviceExample:
         image = example["image"]

@@ -45,14 +45,14 @@ def brightness(
     probability: float = 1.0,
 ) -> Augment:
     """Multiply by a factor, then add up to `shift` standard deviations either way."""
-    check_range("brightness factor", factor, least=0)
+    check_range("brightness factor", factor, least=0.0)
 
     def change(key: jax.Array, image: Image) -> Image:
         multiply, add = jax.random.split(key)
         image = image * _draw_factor(multiply, image, factor, per_channel)
         if shift == 0:
             return image
-        return image + shift * _draw(add, image, -1, 1, per_channel) * _spread(image)
+        return image + shift * _draw(add, image, -1.0, 1.0, per_channel) * _spread(image)
 
     return _on_image(change, probability)
 
@@ -72,7 +72,7 @@ def contrast(
         per_channel: draw for each channel apart.
         probability: of an example being changed.
     """
-    check_range("contrast factor", factor, least=0)
+    check_range("contrast factor", factor, least=0.0)
 
     def change(key: jax.Array, image: Image) -> Image:
         mean = reduce_spatial(jnp.mean, image)
@@ -102,7 +102,7 @@ def gamma(
         per_channel: draw for each channel apart.
         probability: of an example being changed.
     """
-    check_range("gamma power", power, least=0)
+    check_range("gamma power", power, least=0.0)
 
     def change(key: jax.Array, image: Image) -> Image:
         source = -image if inverted else image
@@ -183,7 +183,7 @@ def low_resolution(
         axes: spatial axes to coarsen; all of them if None.
         probability: of an example being changed.
     """
-    check_range("low-resolution zoom", zoom, least=0)
+    check_range("low-resolution zoom", zoom, least=0.0)
 
     def change(key: jax.Array, image: Image) -> Image:
         drawn = jax.random.uniform(key, minval=zoom[0], maxval=zoom[1])
@@ -215,7 +215,8 @@ def _coarse_neighbours(
     part = coarse - below
 
     def voxel(cell):
-        centre = (jnp.maximum(cell, 0) + 0.5) / zoom - 0.5
+        # The last cell is the last whose centre lies in the image.
+        centre = (jnp.clip(cell, 0, jnp.floor(side * zoom - 0.5)) + 0.5) / zoom - 0.5
         return jnp.clip(jnp.round(centre).astype(jnp.int32), 0, side - 1)
 
     def along(values):
@@ -237,12 +238,12 @@ def colour_jitter(
 
     Gain works about the mean of the channel, `offset` is in its standard deviations.
     """
-    check_range("colour gain", gain, least=0)
+    check_range("colour gain", gain, least=0.0)
 
     def change(key: jax.Array, image: Image) -> Image:
         multiply, add = jax.random.split(key)
         mean = reduce_spatial(jnp.mean, image)
-        shift = offset * _draw(add, image, -1, 1, True) * _spread(image)
+        shift = offset * _draw(add, image, -1.0, 1.0, True) * _spread(image)
         return (image - mean) * _draw_factor(multiply, image, gain, True) + mean + shift
 
     return _on_image(change, probability)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Bool, Float, Int
 
@@ -116,14 +117,14 @@ def affine(
         probability: of each of rotation, scale, shear and translation, drawn apart as in nnU-Net.
     """
     check_probability(probability)
-    check_range("scale", scale, least=0)
+    check_range("scale", scale, least=0.0)
     if isinstance(fill, str) and fill not in ("minimum", "edge"):
         raise UserError(f"augmentation: fill is {fill!r}; set 'minimum', 'edge' or a number")
 
     def apply(key: jax.Array, example: DeviceExample) -> DeviceExample:
         image = example["image"]
         shape = image.shape[:-1]
-        matrix, shift = _draw_affine(
+        backward, forward, shift = _draw_affine(
             key,
             shape,
             tuple(range(len(shape))) if axes is None else tuple(axes),
@@ -134,9 +135,9 @@ def affine(
             probability=probability,
         )
         if "spacing" in example:
-            spacing = example["spacing"]
-            matrix = matrix * spacing[None, :] / spacing[:, None]
-        positions = _sampling_positions(shape, matrix, shift)
+            ratio = example["spacing"][None, :] / example["spacing"][:, None]
+            backward, forward = backward * ratio, forward * ratio
+        positions = _sampling_positions(shape, backward, shift)
         moved = {**example, "image": _sample_image(image, positions)}
         if "mask" in example:
             moved["mask"] = map_coordinates(example["mask"], positions, order=0, mode="nearest")
@@ -150,7 +151,7 @@ def affine(
             moved["boxes"], moved["box_label"] = _move_boxes(
                 example["boxes"],
                 example["box_label"],
-                matrix=jnp.linalg.inv(matrix),
+                matrix=forward,
                 shift=shift,
                 shape=shape,
                 min_visible=min_visible,
@@ -170,32 +171,39 @@ def _draw_affine(
     shear: float,
     translation: float,
     probability: float,
-) -> tuple[Float[Array, "ndim ndim"], Float[Array, " ndim"]]:
-    """Draw the matrix from output to input, and the shift from input to output in voxels."""
-    which, turn, grow, slant, move = jax.random.split(key, 5)
-    does = jax.random.bernoulli(which, probability, (4,)).astype(jnp.float32)
-    planes = list(itertools.combinations(axes, 2))
-    largest = jnp.deg2rad(jnp.broadcast_to(jnp.asarray(rotation, jnp.float32), (len(planes),)))
-    angles = does[0] * largest * jax.random.uniform(turn, (len(planes),), minval=-1, maxval=1)
-    low, high = math.log(scale[0]), math.log(scale[1])
-    magnification = jnp.exp(does[1] * jax.random.uniform(grow, minval=low, maxval=high))
-    slopes = does[2] * shear * jax.random.uniform(slant, (len(planes),), minval=-1, maxval=1)
-    sides = jnp.asarray([shape[axis] for axis in axes], jnp.float32)
-    shifts = (
-        does[3] * translation * sides * jax.random.uniform(move, (len(axes),), minval=-1, maxval=1)
-    )
+) -> tuple[Float[Array, "ndim ndim"], Float[Array, "ndim ndim"], Float[Array, " ndim"]]:
+    """Draw the matrix from output to input, its inverse, and the shift of the output in voxels.
 
-    identity = jnp.eye(len(shape))
-    where = jnp.asarray(axes)
-    matrix = identity.at[where, where].divide(magnification)
+    Both matrices are products of the same elementary ones: no inversion to lose digits in, and the
+    identity stays exact.
+    """
+    ndim, planes = len(shape), list(itertools.combinations(axes, 2))
+    # One draw for all: on a CPU, most of the time to compile goes into random number generators.
+    drawn = jax.random.uniform(key, (5 + 2 * len(planes) + len(axes),))
+    does = jnp.where(drawn[:4] < probability, 1.0, 0.0)
+    low, high = math.log(scale[0]), math.log(scale[1])
+    magnification = jnp.exp(does[1] * (low + (high - low) * drawn[4]))
+    signed = 2 * drawn[5:] - 1
+    largest = np.deg2rad(np.broadcast_to(rotation, (len(planes),)))
+    angles = does[0] * largest * signed[: len(planes)]
+    slopes = does[2] * shear * signed[len(planes) : 2 * len(planes)]
+    shifts = does[3] * translation * signed[2 * len(planes) :]
+
+    unit = np.eye(ndim, dtype=np.float32)
+    taking_part = np.isin(np.arange(ndim), axes)
+    forward = jnp.diag(jnp.where(taking_part, magnification, 1.0))
+    backward = jnp.diag(jnp.where(taking_part, 1 / magnification, 1.0))
+    # Full precision: an accelerator's short floats would shift far voxels by whole ones.
+    multiply = functools.partial(jnp.matmul, precision="highest")
     for plane, (i, j) in enumerate(planes):
-        cos, sin = jnp.cos(angles[plane]), jnp.sin(angles[plane])
-        turned = identity.at[i, i].set(cos).at[j, j].set(cos).at[i, j].set(-sin).at[j, i].set(sin)
-        slanted = identity.at[i, j].set(slopes[plane])
-        # Full precision: an accelerator's short floats would shift far voxels by whole ones.
-        matrix = jnp.matmul(matrix, turned, precision="highest")
-        matrix = jnp.matmul(matrix, slanted, precision="highest")
-    return matrix, jnp.zeros(len(shape)).at[where].set(shifts)
+        both = np.outer(unit[i], unit[i]) + np.outer(unit[j], unit[j])
+        across = np.outer(unit[j], unit[i]) - np.outer(unit[i], unit[j])
+        turn = unit + (jnp.cos(angles[plane]) - 1) * both + jnp.sin(angles[plane]) * across
+        slant = slopes[plane] * np.outer(unit[i], unit[j])
+        backward = multiply(multiply(backward, turn), unit + slant)
+        forward = multiply(multiply(unit - slant, turn.T), forward)
+    shift = sum(s * shape[axis] * unit[axis] for s, axis in zip(shifts, axes, strict=True))
+    return backward, forward, shift
 
 
 def _sampling_positions(

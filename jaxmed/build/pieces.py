@@ -39,7 +39,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
         data.kind,
         task=task,
         ndim=data.ndim,
-        size=tuple(data.extent),
+        size=tuple(data.extent) if len(data.extent) > 1 else data.extent[0],
         count=data.count,
         instances=data.masks == "instance",
     ),

@@ -22,7 +22,7 @@ from jax import lax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxmed.models import onednn
+from jaxmed.models import onednn_library
 from jaxmed.models.convolution_primitive import Geometry, convolve, xla_convolution
 
 Padding = str | Sequence[tuple[int, int]]
@@ -142,7 +142,7 @@ def _takes_primitive(
         and all(isinstance(size, int) and size > 0 for size in (*x.shape, *kernel.shape))
     )
     explicit = _is_explicit(x) or _is_explicit(kernel)
-    return plain and not explicit and onednn.library() is not None
+    return plain and not explicit and onednn_library.library() is not None
 
 
 def _is_explicit(array: jax.Array) -> bool:

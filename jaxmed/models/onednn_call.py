@@ -19,7 +19,8 @@ import jax
 import numpy as np
 
 from jaxmed.models import onednn
-from jaxmed.models.onednn import KINDS, OneDNNError, Problem, Shape
+from jaxmed.models.onednn import KINDS, Problem
+from jaxmed.models.onednn_library import OneDNNError, Shape, warn
 
 TARGET = "jaxmed_onednn_convolution"
 _Int64 = ctypes.c_int64
@@ -201,7 +202,7 @@ def is_ready() -> bool:
             thread.join()
             _ready = not reasons
             if reasons:
-                onednn.warn(reasons[0])
+                warn(reasons[0])
         return _ready
 
 

@@ -179,7 +179,6 @@ def restore_mask(
     centres = [
         (np.arange(side) + 0.5) * s + o for side, s, o in zip(shape, scale, offset, strict=True)
     ]
-    known = [(c >= 0) & (c < side) for c, side in zip(centres, predicted.shape, strict=False)]
     if not np.issubdtype(predicted.dtype, np.floating):
         nearest = [
             np.clip(np.floor(c).astype(int), 0, side - 1)
@@ -198,8 +197,10 @@ def restore_mask(
         # A class at a time: all the probabilities at once may not fit the memory.
         classes = range(part.shape[-1])
         restored = _largest((c, _interpolate(part[..., c], matrices)) for c in classes)
-    restored[~np.logical_and.reduce(np.ix_(*known))] = 0
-    return restored
+    known = np.ix_(*[(c >= 0) & (c < n) for c, n in zip(centres, predicted.shape, strict=False)])
+    framed = np.zeros_like(restored)
+    framed[known] = restored[known]
+    return framed
 
 
 def restore_boxes(

@@ -182,3 +182,51 @@ def test_dicom_seg_without_highdicom_tells_what_to_install(tmp_path, monkeypatch
     image = read_image(path)
     with pytest.raises(UserError, match=r"jaxmed\[dicom-seg\]"):
         write_mask(tmp_path / "m", image.array[..., 0], image)
+
+
+def test_dicom_seg_never_replaces_a_slice(tmp_path):
+    folder = save_series(tmp_path / "s", [0, 1, 2])
+    image = read_image(folder)
+    with pytest.raises(UserError, match="the image itself"):
+        write_mask(folder / "0.dcm", image.array[..., 0], image)
+
+
+def test_a_slice_that_is_damaged_does_not_go_missing(tmp_path):
+    folder = save_series(tmp_path / "s", [0, 1, 2])
+    (folder / "3.dcm").write_bytes(b"")
+    for call in (read_image, image_shape, list_images):
+        with pytest.raises(UserError, match=r"3\.dcm"):
+            call(folder)
+
+
+def test_values_above_the_stored_bits_do_not_wrap(tmp_path):
+    pixels = np.array([[60000, 5]], np.uint16)
+    path = save_dicom(tmp_path / "a.dcm", pixels)
+    data = pydicom.dcmread(path)
+    data.BitsStored, data.HighBit = 12, 11
+    data.save_as(path)
+    found = read_image(path).array[..., 0]
+    assert found[0, 1] == 5 and found[0, 0] in (60000, 60000 % 4096)
+
+
+def test_series_of_slanted_slices_lies_where_itk_says(tmp_path):
+    folder = tmp_path / "s"
+    folder.mkdir()
+    along, down = np.array([0.0, 0.96, -0.28]), np.array([-0.8, 0.168, 0.576])
+    normal = np.cross(along, down)
+    for i in range(4):
+        place = np.array([5.0, -7, 11]) + normal * 1.5 * i
+        pixels = RNG.integers(0, 99, (4, 6)).astype(np.int16)
+        save_dicom(
+            folder / f"{3 - i}.dcm",
+            pixels,
+            ImageOrientationPatient=[*along, *down],
+            ImagePositionPatient=[round(float(x), 6) for x in place],
+        )
+    image = read_image(folder)
+    names = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
+    other = SimpleITK.ReadImage(names)
+    for index in np.ndindex(*image.array.shape[:3]):
+        x, y, z = (image.affine @ [*index, 1])[:3]
+        there = other.TransformPhysicalPointToIndex((-x, -y, z))
+        assert other[there] == image.array[(*index, 0)]

@@ -3,6 +3,7 @@ import imageio.v3 as imageio
 import nibabel
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import pytest
 import SimpleITK
 import tifffile
@@ -56,6 +57,25 @@ def test_opacity_is_dropped_and_told_where_it_varies(tmp_path):
     pixels[..., 3] = 255
     imageio.imwrite(tmp_path / "same.png", pixels)
     assert not check(tmp_path / "same.png", pixels[..., :3]).notes
+
+
+def test_truncated_loading_of_pillow_is_not_allowed(tmp_path, monkeypatch):
+    imageio.imwrite(tmp_path / "a.png", np.zeros((5, 7), np.uint8))
+    monkeypatch.setattr(PIL.ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(UserError, match="LOAD_TRUNCATED_IMAGES"):
+        read_image(tmp_path / "a.png")
+
+
+def test_opacity_of_gray_palette_and_tiff(tmp_path):
+    pixels = RNG.integers(0, 256, (5, 7, 4), np.uint8)
+    PIL.Image.fromarray(pixels[..., :2]).save(tmp_path / "gray.png")
+    check(tmp_path / "gray.png", pixels[..., :1])
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
+    check(tmp_path / "a.tif", pixels[..., :3])
+    tifffile.imwrite(
+        tmp_path / "v.tif", np.stack([pixels] * 3), photometric="rgb", extrasamples=["unassalpha"]
+    )
+    check(tmp_path / "v.tif", np.stack([pixels[..., :3].transpose(1, 0, 2)] * 3, axis=2))
 
 
 def test_one_bit_picture_is_0_and_1(tmp_path):

@@ -242,7 +242,7 @@ def reading(path: Path, *, private: bool = False, verb: str = "read") -> Iterato
         raise UserError(f"{path}: too big for the memory of this machine; cut the image") from error
     except Exception as error:
         said = type(error).__name__
-        if not private:
+        if not private and "SimpleITK" not in str(error):  # which tells where it was compiled
             said += ": " + " ".join(str(error).split())[:200]
         advice = _BROKEN if verb == "read" and not isinstance(error, PermissionError) else _ACCESS
         message = f"{path}: cannot be {verb} ({said}); {advice}"

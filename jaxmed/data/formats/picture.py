@@ -12,13 +12,14 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import Image
 from jaxmed.types import UserError
 
 _KINDS = {"PNG": "png", "JPEG": "jpeg", "MPO": "jpeg", "BMP": "bmp"}
-_CHANNELS = {"1": 1, "L": 1, "LA": 1, "I;16": 1, "I;16B": 1, "I": 1, "F": 1, "P": 3, "PA": 3}
+_CHANNELS = {"1": 1, "L": 1, "LA": 1, "I;16": 1, "I;16B": 1, "I": 1, "F": 1, "P": 3}
 _CHANNELS |= {"RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3, "RGBX": 3}
 
 
@@ -31,6 +32,11 @@ def _png_header(path: Path) -> tuple[int, int] | None:
 
 def _open(path: Path) -> Any:
     """The picture with its header read; pixels are not."""
+    if PIL.ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise UserError(
+            f"{path}: not read while PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which makes up "
+            "missing pixels; set it to False"
+        )
     try:
         picture = PIL.Image.open(path, formats=("PNG", "JPEG", "BMP"))
     except PIL.Image.DecompressionBombError:
@@ -62,15 +68,14 @@ def _pixels(path: Path, picture: Any, indices: bool) -> tuple[np.ndarray, tuple[
     if bits == 16 and colour in (2, 4, 6):
         deep = _deep_colour(path)
         return common.drop_alpha(deep) if colour in (4, 6) else (deep, ())
-    if picture.mode in ("P", "PA") and indices:
-        return np.asarray(picture.convert("P") if picture.mode == "PA" else picture)[..., None], ()
+    if picture.mode == "P" and indices:
+        return np.asarray(picture)[..., None], ()
     if picture.mode == "L" and bits in (2, 4):
         if indices:
             return np.asarray(picture)[..., None] // (255 // (2**bits - 1)), ()
         return np.asarray(picture)[..., None], (f"{bits}-bit gray, spread over 0 to 255",)
-    if picture.mode in ("P", "PA"):
-        has_alpha = "transparency" in picture.info or picture.mode == "PA"
-        picture = picture.convert("RGBA" if has_alpha else "RGB")
+    if picture.mode == "P":
+        picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
     if picture.mode in ("CMYK", "YCbCr", "RGBX"):
         note = f"converted from {picture.mode} to RGB"
         return np.asarray(picture.convert("RGB")), (note,)

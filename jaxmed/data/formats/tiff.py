@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from jaxmed.types import UserError
 
 _MILLIMETRES = {"nm": 1e-6, "µm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "mm": 1.0}
 _MILLIMETRES |= {"cm": 10.0, "m": 1e3, "inch": 25.4, "μm": 1e-3, "\\u00B5m": 1e-3, "pixel": 1.0}
-_DEPTH = "ZQIR"  # letters of axes that tifffile gives to a pile of pages
+_DEPTH = "ZQI"  # letters of axes that tifffile gives to a pile of pages
 _CHANNEL = "CS"
 
 
@@ -63,14 +64,10 @@ def _stored_shape(path: Path, series: Any) -> tuple[int, ...]:
     return found if has_channels else (*found, 1)
 
 
-def _main_series(tif: Any) -> Any:
-    return tif.series[0]
-
-
 def shape(path: Path) -> tuple[int, ...]:
     """(rows, cols, channels) or (x, y, z, channels) from the header alone."""
     with tifffile.TiffFile(path) as tif:
-        series = _main_series(tif)
+        series = tif.series[0]
         *space, channels = _stored_shape(path, series)
         if _is_palette(series.keyframe):
             channels = 3
@@ -103,7 +100,7 @@ def _colours(series: Any, values: np.ndarray) -> tuple[np.ndarray, tuple[str, ..
 
 
 def _unit(name: str | None) -> float:
-    return _MILLIMETRES.get(name or "µm", 1.0)
+    return _MILLIMETRES.get(html.unescape(name or "µm"), 1.0)
 
 
 def _spacing(tif: Any, ndim: int) -> np.ndarray:
@@ -135,7 +132,7 @@ def _spacing(tif: Any, ndim: int) -> np.ndarray:
 def read(path: Path, *, max_voxels: int, indices: bool) -> Image:
     """Read the first series; a pile of pages is a volume, turned from (z, y, x) to (x, y, z)."""
     with tifffile.TiffFile(path) as tif:
-        series = _main_series(tif)
+        series = tif.series[0]
         full = _stored_shape(path, series)
         common.check_size(path, full, max_voxels)
         _check_whole(path, series)

@@ -29,7 +29,9 @@ class _Space:
     up: np.ndarray
     spacing: np.ndarray
 
-    def ellipsoid(self, centre: Sequence[float], radii: Sequence[float]) -> np.ndarray:
+    def ellipsoid(
+        self, centre: Sequence[int | float] | np.ndarray, radii: Sequence[int | float] | np.ndarray
+    ) -> np.ndarray:
         """Relative distance from the centre: 1 on the surface."""
         axes = (self.right, self.front, self.up)
         parts = [((x - c) / r) ** 2 for x, c, r in zip(axes, centre, radii, strict=True)]
@@ -101,7 +103,7 @@ def _make_space(anatomy: np.random.Generator, shape: tuple[int, ...], *, level: 
         # np.meshgrid gives equal shapes; RAS order: every axis grows with its coordinate.
         right, front, up = np.meshgrid(*places, indexing="ij")
         spacing = steps
-    warp = [smooth_field(anatomy, shape, waves=5, decay=1.0) for _ in range(2)]
+    warp = [smooth_field(anatomy, shape, waves=5.0, decay=1.0) for _ in range(2)]
     return _Space(
         shape, right + 3.5 * warp[0], front + 3.5 * warp[1], up, np.asarray(spacing, np.float32)
     )
@@ -112,9 +114,7 @@ def _as_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[1], shape[0]) if len(shape) == 2 else shape
 
 
-def _draw_anatomy(
-    rng: np.random.Generator, space: _Space
-) -> tuple[np.ndarray, np.ndarray, float]:
+def _draw_anatomy(rng: np.random.Generator, space: _Space) -> tuple[np.ndarray, np.ndarray, float]:
     """Draw all but the liver's contents.
 
     Returns:
@@ -122,10 +122,10 @@ def _draw_anatomy(
         the Hounsfield units of healthy liver.
     """
 
-    def near(place: float) -> float:
+    def near(place: int | float) -> float:
         return place + rng.uniform(-5, 5)
 
-    def tone(hounsfield: float) -> float:
+    def tone(hounsfield: int | float) -> float:
         return hounsfield + rng.uniform(-12, 12)
 
     value = np.full(space.shape, -1000.0)
@@ -136,7 +136,7 @@ def _draw_anatomy(
     angle = np.arctan2(space.front, space.right)
     ribs = (np.abs(inner - 0.93) < 0.05) & (np.cos(11 * angle + space.up / 14) > 0.75)
     value[ribs] = 330
-    fat = -80 + 14 * smooth_field(rng, space.shape, waves=14)
+    fat = -80 + 14 * smooth_field(rng, space.shape, waves=14.0)
     cavity = inner < 0.86
     value[cavity] = fat[cavity]
     for side in (-1, 1):
@@ -170,7 +170,7 @@ def _draw_bowel(
     There is much or little of them, so that the amount of dark tissue does not betray lesions.
     """
     fill = rng.uniform(0.45, 1.25)
-    loops = [((-52, 42, 25), (36 * fill, 27 * fill, 60))]
+    loops = [((-52.0, 42.0, 25.0), (36 * fill, 27 * fill, 60.0))]
     for _ in range(rng.integers(2, 7)):
         centre = (rng.uniform(-80, 75), rng.uniform(-25, 62), rng.uniform(-90, 30))
         loops.append((centre, (rng.uniform(11, 21), rng.uniform(11, 21), 40.0)))
@@ -221,7 +221,8 @@ def _draw_lesions(
     texture = smooth_field(rng, space.shape, waves=max(6.0, min(space.shape) / 4))
     axes = [np.broadcast_to(x, space.shape) for x in (space.right, space.front, space.up)]
     free = np.where(liver < 0.8, 1, 0)  # 1 where there is room in the liver, 2 elsewhere
-    free[(liver > 1.25) & (value > 20) & (value < 100)] = 2
+    deep = space.ellipsoid((0, 0, 0), (104, 80, 1e4)) < 1
+    free[deep & (liver > 1.25) & (value > 20) & (value < 100)] = 2
     for number, (kind, inner) in enumerate(zip(kinds, within, strict=True), start=1):
         room = np.flatnonzero(free == (1 if inner else 2))
         if not len(room):
@@ -246,7 +247,7 @@ def _draw_lesions(
 def _scan(rng: np.random.Generator, space: _Space, value: np.ndarray) -> np.ndarray:
     """Blur, a smooth shading artefact, noise with the grain of a reconstruction; int16."""
     value = ndimage.gaussian_filter(value, 0.45, truncate=3.0)
-    value = value + rng.uniform(4, 12) * smooth_field(rng, space.shape, waves=4)
+    value = value + rng.uniform(4, 12) * smooth_field(rng, space.shape, waves=4.0)
     grain = ndimage.gaussian_filter(rng.standard_normal(space.shape), 0.5, truncate=3.0)
     value += rng.uniform(8, 12) / grain.std() * grain
     return np.clip(np.rint(value), -1024, 3071).astype(np.int16)

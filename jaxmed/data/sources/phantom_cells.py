@@ -56,16 +56,16 @@ def draw_cells(rng: np.random.Generator, shape: tuple[int, ...]) -> Scene:
         The scene, its image uint8 and its objects numbered by cell.
     """
     scale = float(np.sqrt(max(min(shape), 16) / 64))
-    value = 0.30 + 0.03 * smooth_field(rng, shape, waves=6, decay=1.0)
+    value = 0.30 + 0.03 * smooth_field(rng, shape, waves=6.0, decay=1.0)
     _draw_debris(rng, value, scale)
     kinds = _choose_kinds(rng, shape, scale)
     sizes = np.array([rng.uniform(*KINDS[kind].radius) * scale for kind in kinds])
     centres = _place(rng, shape, sizes)
     texture = smooth_field(rng, shape, waves=min(shape) / (2.2 * scale), decay=0.5)
     objects = np.zeros(shape, np.int32)
-    for number, centre in enumerate(centres, start=1):
-        _draw_cell(rng, value, objects, texture, centre, sizes[number - 1], kinds[number - 1], number)
-    objects, kinds = visible_objects(objects, kinds[: len(centres)])
+    for number, (centre, size, kind) in enumerate(zip(centres, sizes, kinds, strict=True), start=1):
+        _draw_cell(rng, value, objects, texture, centre, size, KINDS[kind], number)
+    objects, kinds = visible_objects(objects, kinds)
     image = _photograph(rng, value, scale)
     return Scene(image, objects, kinds, np.ones(len(shape), np.float32))
 
@@ -132,11 +132,11 @@ def _draw_cell(
     texture: np.ndarray,
     centre: np.ndarray,
     radius: float,
-    number_of_kind: int,
+    kind: CellKind,
     number: int,
 ) -> None:
     """Draw one cell into `value` and `objects`, over whatever is there."""
-    kind, ndim = KINDS[number_of_kind], value.ndim
+    ndim = value.ndim
     aspect = rng.uniform(*kind.aspect)
     length = radius * aspect ** (1 - 1 / ndim)  # area or volume does not depend on the aspect
     width = radius * aspect ** (-1 / ndim)
@@ -158,7 +158,7 @@ def _draw_cell(
     look = (1 - kind.clumps) * 2 * nucleus + kind.clumps * texture[place] + 0.7 * rim
     look = look - look[inside].mean()
     look *= rng.uniform(0.05, 0.11) / (look[inside].std() + 1e-3)
-    level = rng.uniform(0.40, 0.62)
+    level = rng.uniform(0.42, 0.64)
     value[place] = np.where(inside, level + look, value[place])
     objects[place] = np.where(inside, number, objects[place])
 
@@ -166,7 +166,7 @@ def _draw_cell(
 def _draw_debris(rng: np.random.Generator, value: np.ndarray, scale: float) -> None:
     """Add what is no cell: unsharp blobs, threads and specks, as bright as cells."""
     crowd = np.prod(value.shape) / (64 * scale) ** value.ndim
-    for _ in range(rng.poisson(3.0 * crowd)):
+    for _ in range(rng.poisson(2.0 * crowd)):
         radius = scale * rng.uniform(3, 7)
         centre = rng.uniform(0, 1, value.ndim) * value.shape
         place, position = _window(centre, 2.5 * radius, value.shape)
@@ -190,9 +190,9 @@ def _draw_debris(rng: np.random.Generator, value: np.ndarray, scale: float) -> N
 def _photograph(rng: np.random.Generator, value: np.ndarray, scale: float) -> np.ndarray:
     """Blur, uneven light, Poisson and Gaussian noise, 8 bits."""
     value = ndimage.gaussian_filter(value, 0.75 * max(scale, 0.7), truncate=3.0)
-    light = np.exp(0.20 * np.clip(smooth_field(rng, value.shape, waves=3), -2.5, 2.5))
+    light = np.exp(0.20 * np.clip(smooth_field(rng, value.shape, waves=3.0), -2.5, 2.5))
     light *= rng.uniform(0.7, 1.1)
-    photons = 350.0
+    photons = 700.0
     value = rng.poisson(np.maximum(value * light, 0) * photons) / photons
     value = value + 0.012 * rng.standard_normal(value.shape)
     return np.clip(np.rint(value * 255), 0, 255).astype(np.uint8)

@@ -1,0 +1,299 @@
+"""Pictures of cases with masks and boxes, the truth and the prediction told apart.
+
+Truth is blue and dashed, prediction orange and solid (colours of Okabe and Ito, 2008, which people
+with any kind of colour vision tell apart); where neither is compared with the other, each class
+has a colour. Figures are made without pyplot, whose global state leaks between threads.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from jaxmed.evaluation.views import View, choose_view, window
+
+TRUTH_COLOUR = "#56B4E9"
+PREDICTION_COLOUR = "#E69F00"
+CLASS_COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2")
+
+_TITLE_LETTERS = 40
+_LABEL_LETTERS = 16
+_MOST_BOXES = 60
+
+
+def draw_case(
+    axis: Axes,
+    image: np.ndarray,
+    *,
+    mask: np.ndarray | None = None,
+    boxes: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    scores: np.ndarray | None = None,
+    true_mask: np.ndarray | None = None,
+    true_boxes: np.ndarray | None = None,
+    true_labels: np.ndarray | None = None,
+    spacing: np.ndarray | None = None,
+    class_names: Sequence[str] = (),
+    title: str = "",
+) -> None:
+    """Draw one case; of a volume, the slice of the last axis with the most to see.
+
+    A volume in RAS order is shown as radiologists look at it: front up, the right side on the left.
+
+    Args:
+        axis: to draw into.
+        image: (*spatial, channels) of any type and range; three channels are colours, of any other
+            number the first is drawn. Windowed between its 1st and 99th percentile.
+        mask: (*spatial) predicted classes or instances, or of either origin if it comes alone.
+        boxes: (boxes, 2 * ndim) in voxels, likewise.
+        labels: (boxes,) class of each; -1 is padding and not drawn.
+        scores: (boxes,) score of each; of very many boxes only the best are drawn.
+        true_mask: (*spatial) classes or instances; -1 is ignored and hatched.
+        true_boxes: (boxes, 2 * ndim).
+        true_labels: (boxes,); -1 is padding.
+        spacing: (ndim,) mm a voxel, for the proportions of the picture.
+        class_names: names of box labels.
+        title: clipped; shown as it stands, never read as a formula.
+    """
+    view = choose_view(image.shape[:-1], (true_mask, mask), (true_boxes, boxes))
+    shown = window(view.cut(image))
+    axis.imshow(
+        shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=view.aspect(spacing)
+    )
+    compared = true_mask is not None or true_boxes is not None
+    colour = PREDICTION_COLOUR if compared else None
+    if true_mask is not None:
+        _draw_mask(axis, view.cut(true_mask), colour=TRUTH_COLOUR, style="dashed")
+    if mask is not None:
+        _draw_mask(axis, view.cut(mask), colour=colour, style="solid")
+    if true_boxes is not None:
+        found = _Boxes(true_boxes, true_labels, None, class_names)
+        found.draw(axis, view, colour=TRUTH_COLOUR, style="dashed")
+    if boxes is not None:
+        _Boxes(boxes, labels, scores, class_names).draw(axis, view, colour=colour, style="solid")
+    axis.set(xlim=(-0.5, shown.shape[1] - 0.5), ylim=(shown.shape[0] - 0.5, -0.5))
+    axis.set_axis_off()
+    if view.slice is not None:
+        title = f"{clip(title, _TITLE_LETTERS - 12)} [slice {view.slice}]".strip()
+    axis.set_title(clip(title), fontsize=8, parse_math=False)
+
+
+def draw_batch(
+    batch: Mapping[str, Any],
+    class_names: Sequence[str],
+    path: str | Path,
+    *,
+    max_examples: int = 16,
+) -> Path:
+    """Draw the first examples of a batch as the network gets them, with their labels.
+
+    Args:
+        batch: keys of an Example with a leading batch axis; padding (valid 0) is left out.
+        class_names: as in DatasetInfo.
+        path: of the PNG to write.
+        max_examples: at most.
+
+    Returns:
+        The path.
+    """
+    arrays = {key: np.asarray(value) for key, value in batch.items()}
+    valid = arrays.get("valid", np.ones(len(arrays["image"])))
+    rows = np.flatnonzero(valid > 0)[:max_examples]
+    columns = max(1, min(4, int(np.ceil(np.sqrt(max(1, len(rows)))))))
+    lines = max(1, int(np.ceil(len(rows) / columns)))
+    figure = Figure(figsize=(3 * columns, 3.2 * lines + 0.3), layout="constrained")
+    axes = np.ravel(figure.subplots(lines, columns, squeeze=False))
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, row in zip(axes, rows, strict=False):
+        example = {key: value[row] for key, value in arrays.items()}
+        draw_case(
+            axis,
+            example["image"],
+            mask=example.get("mask"),
+            boxes=example.get("boxes"),
+            labels=example.get("box_label"),
+            spacing=example.get("spacing"),
+            class_names=class_names,
+            title=_label_text(example, class_names),
+        )
+    if "mask" in arrays and int(arrays["mask"].max()) < len(class_names):
+        _add_legend(figure, class_names[1:])
+    return save_figure(figure, path)
+
+
+def draw_overlay(
+    path: str | Path,
+    image: np.ndarray,
+    *,
+    class_names: Sequence[str] = (),
+    title: str = "",
+    **what: Any,
+) -> Path:
+    """Write one picture of an image with what was predicted in it; returns the path.
+
+    Args:
+        path: of the PNG to write.
+        image: (*spatial, channels).
+        class_names: as in DatasetInfo.
+        title: clipped.
+        **what: mask, boxes, labels, scores, spacing and truth, of `draw_case`.
+    """
+    figure = Figure(figsize=(6, 6.4), layout="constrained")
+    draw_case(figure.subplots(), image, class_names=class_names, title=title, **what)
+    mask = what.get("mask")
+    if what.get("true_mask") is not None or what.get("true_boxes") is not None:
+        _add_legend(figure, ("prediction", "truth"), styles=("solid", "dashed"))
+    elif mask is not None and int(np.max(mask)) < len(class_names):
+        _add_legend(figure, class_names[1:])
+    return save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG, making its folder; returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def picture_to_base64(figure: Figure, *, dpi: int = 80) -> str:
+    """A figure as the base64 text of a PNG, for a page that needs no other file."""
+    memory = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(memory, format="png", dpi=dpi)
+    return base64.b64encode(memory.getvalue()).decode("ascii")
+
+
+def clip(text: str, letters: int = _TITLE_LETTERS) -> str:
+    """The text on one line, cut in its middle where it is too long."""
+    text = " ".join(text.split())
+    if len(text) <= letters:
+        return text
+    head = (letters - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (letters - 1 - head) :]}"
+
+
+def _draw_mask(axis: Axes, mask: np.ndarray, *, colour: str | None, style: str) -> None:
+    """Outline classes or instances; instances share colours, so that a field takes few contours."""
+    # One voxel of frame, so that an outline closes at the border of the image.
+    mask = np.pad(mask, 1)
+    rows, columns = (np.arange(n) - 1 for n in mask.shape)
+    for number, own in enumerate(CLASS_COLOURS):
+        group = (mask > 0) & ((mask - 1) % len(CLASS_COLOURS) == number)
+        if group.any():
+            axis.contour(
+                columns,
+                rows,
+                group.astype(float),
+                levels=[0.5],
+                colors=[colour or own],
+                linestyles=[style],
+                linewidths=1.2,
+            )
+    ignored = mask == -1
+    if ignored.any():
+        axis.contourf(
+            columns,
+            rows,
+            ignored.astype(float),
+            levels=[0.5, 1.5],
+            colors="none",
+            hatches=["////"],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Boxes:
+    """Boxes of one origin."""
+
+    boxes: np.ndarray
+    labels: np.ndarray | None
+    scores: np.ndarray | None
+    class_names: Sequence[str]
+
+    def draw(self, axis: Axes, view: View, *, colour: str | None, style: str) -> None:
+        """Draw those on the view, the best first where there are too many."""
+        count = len(self.boxes)
+        order = np.arange(count) if self.scores is None else np.argsort(-self.scores, kind="stable")
+        real = np.ones(count, bool) if self.labels is None else self.labels >= 0
+        for i in [int(i) for i in order if real[i]][:_MOST_BOXES]:
+            place = view.rectangle(self.boxes[i])
+            if place is None or not np.isfinite(place).all():
+                continue
+            label = -1 if self.labels is None else int(self.labels[i])
+            own = colour or CLASS_COLOURS[max(label, 0) % len(CLASS_COLOURS)]
+            # Boxes are half-open and count from a voxel's edge; pictures from its middle.
+            row, column, height, width = place[0] - 0.5, place[1] - 0.5, place[2], place[3]
+            axis.add_patch(
+                Rectangle(
+                    (column, row), width, height, fill=False, edgecolor=own, linestyle=style, lw=1.2
+                )
+            )
+            self._write(axis, i, label, (column, row, height), own, below=style == "dashed")
+
+    def _write(
+        self,
+        axis: Axes,
+        i: int,
+        label: int,
+        corner: tuple[float, float, float],
+        colour: str,
+        *,
+        below: bool,
+    ) -> None:
+        """Label and score, at the upper border, or at the lower one to leave room for another."""
+        words = [clip(self.class_names[label], _LABEL_LETTERS)] if self._named(label) else []
+        if self.scores is not None:
+            words.append(f"{float(self.scores[i]):.2f}")
+        column, row, height = corner
+        axis.text(
+            column,
+            row + height if below else row,
+            " ".join(words),
+            color=colour,
+            fontsize=6,
+            va="top" if below else "bottom",
+            clip_on=True,
+            parse_math=False,
+        )
+
+    def _named(self, label: int) -> bool:
+        return 0 <= label < len(self.class_names)
+
+
+def _label_text(example: Mapping[str, np.ndarray], class_names: Sequence[str]) -> str:
+    """The class, or the classes, of an example."""
+    label = example.get("label")
+    if label is None:
+        return ""
+    if label.ndim == 0:
+        return class_names[int(label)] if np.issubdtype(label.dtype, np.integer) else f"{label:.3g}"
+    if np.issubdtype(label.dtype, np.integer):
+        chosen = [name for name, given in zip(class_names, label, strict=True) if given > 0]
+        return ", ".join(chosen) or "none"
+    # Labels that were mixed: the shares.
+    best = np.argsort(-label)[:2]
+    return ", ".join(f"{class_names[i]} {label[i]:.2f}" for i in best if label[i] > 0)
+
+
+def _add_legend(figure: Figure, names: Sequence[str], *, styles: Sequence[Any] = ()) -> None:
+    """Name the colours below the picture."""
+    styles = styles or ["solid"] * len(CLASS_COLOURS)
+    pairs = list(zip(CLASS_COLOURS, styles, strict=False))[: len(names)]
+    lines = [Line2D([], [], color=colour, linestyle=style) for colour, style in pairs]
+    shown = [clip(name, 24).replace("$", r"\$") for name in names[: len(lines)]]
+    if lines:
+        figure.legend(lines, shown, loc="outside lower center", ncols=4, fontsize=8)

@@ -1,0 +1,271 @@
+import base64
+import html.parser
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from jaxmed.data.sources.phantoms import Phantoms
+from jaxmed.evaluation.pictures import (
+    PREDICTION_COLOUR,
+    TRUTH_COLOUR,
+    clip,
+    draw_batch,
+    draw_case,
+    draw_overlay,
+    picture_to_base64,
+)
+from jaxmed.evaluation.report import write_report
+from jaxmed.evaluation.views import choose_view, window
+
+
+def new_axis():
+    return Figure(figsize=(3, 3)).subplots()
+
+
+def rectangles(axis):
+    return [patch for patch in axis.patches if isinstance(patch, Rectangle)]
+
+
+def test_boxes_are_drawn_where_they_are():
+    axis = new_axis()
+    boxes = np.array([[2, 3, 6, 10], [1, 1, 4, 4], [0, 0, 5, 5]], np.float32)
+    draw_case(
+        axis,
+        np.zeros((20, 30, 1), np.float32),
+        boxes=boxes,
+        labels=np.array([1, -1, 0]),
+        scores=np.array([0.25, 0.9, 0.75]),
+        class_names=("$a_1", "b"),
+    )
+    best, other = rectangles(axis)  # without the padding, the surest first
+    assert (other.get_x(), other.get_y()) == (2.5, 1.5)
+    assert (other.get_width(), other.get_height()) == (7, 4)
+    assert best.get_width() == 5
+    assert [text.get_text() for text in axis.texts] == ["$a_1 0.75", "b 0.25"]
+
+
+def test_truth_and_prediction_differ_in_colour_and_line():
+    axis, mask = new_axis(), np.zeros((16, 16), np.int32)
+    mask[4:9, 4:9] = 1
+    box = np.array([[1, 1, 5, 5]], np.float32)
+    image = np.random.default_rng(0).uniform(size=(16, 16, 1))
+    draw_case(axis, image, mask=mask, true_mask=mask, boxes=box, true_boxes=box)
+    colours = [to_hex(patch.get_edgecolor()).upper() for patch in rectangles(axis)]
+    assert colours == [TRUTH_COLOUR, PREDICTION_COLOUR]
+    assert len({patch.get_linestyle() for patch in rectangles(axis)}) == 2
+    lines = [to_hex(c.get_edgecolor()[0]).upper() for c in axis.collections]
+    assert lines == colours
+
+
+def test_outline_runs_along_the_border_of_the_mask():
+    axis, mask = new_axis(), np.zeros((12, 14), np.int32)
+    mask[3:7, 5:9] = 2
+    draw_case(axis, np.zeros((12, 14, 1), np.uint8), mask=mask)
+    points = np.concatenate([p.vertices for c in axis.collections for p in c.get_paths()])
+    np.testing.assert_allclose(points.min(0), [4.5, 2.5])
+    np.testing.assert_allclose(points.max(0), [8.5, 6.5])
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, 7])
+def test_masks_of_one_value_are_no_trouble(value):
+    draw_case(new_axis(), np.zeros((9, 9, 3), np.uint8), mask=np.full((9, 9), value, np.int32))
+
+
+def test_slice_with_the_largest_truth_is_shown():
+    mask, other = np.zeros((6, 7, 9), np.int32), np.zeros((6, 7, 9), np.int32)
+    mask[:2, :2, 3], mask[:4, :4, 5] = 1, 2
+    other[:, :, 8] = 1
+    assert choose_view((6, 7, 9), (mask, other), ()).slice == 5
+    assert choose_view((6, 7, 9), (np.zeros_like(mask), other), ()).slice == 8
+    boxes = np.array([[0, 0, 6, 2, 2, 8], [0, 0, 1, 5, 5, 2]], np.float32)
+    assert choose_view((6, 7, 9), (None,), (boxes,)).slice == 1
+    assert choose_view((6, 7, 9), (), ()).slice == 4
+    assert choose_view((6, 7), (), ()).slice is None
+
+
+def test_volume_is_seen_front_up_and_right_side_left():
+    volume = np.zeros((6, 7, 9), np.int32)
+    volume[5, 6, 4] = 1  # most right, most to the front
+    view = choose_view(volume.shape, (volume,), ())
+    assert view.cut(volume).shape == (7, 6)
+    assert view.cut(volume)[0, 0] == 1
+    box = np.array([5, 6, 4, 6, 7, 5], np.float32)
+    assert view.rectangle(box) == (0, 0, 1, 1)
+    assert view.rectangle(box + [0, 0, 1, 0, 0, 1]) is None
+    # A pixel is as wide as x and as high as y.
+    assert view.aspect(np.array([0.5, 2.0, 3.0])) == 4.0
+
+
+@pytest.mark.parametrize("channels, shape", [(1, (8, 8)), (3, (8, 8, 3)), (4, (8, 8)), (2, (8, 8))])
+def test_window_takes_any_numbers(channels, shape):
+    image = np.random.default_rng(0).normal(0, 300, (8, 8, channels)).astype(np.float32)
+    image[0, 0] = np.nan
+    seen = window(image)
+    assert seen.shape == shape and seen.min() == 0 and seen.max() == 1
+    assert window(np.full((4, 4, 1), np.inf)).max() == 0
+    assert not window(np.full((4, 4, 1), 5, np.int16)).any()
+
+
+def test_titles_are_clipped_and_not_read_as_formulas():
+    assert clip("a\nb  c") == "a b c"
+    assert clip("x" * 100, 11) == "xxxxx…xxxxx"
+    axis = new_axis()
+    draw_case(axis, np.zeros((8, 8, 1), np.uint8), title="$\\frac{" + "x" * 90)
+    assert len(axis.get_title()) == 40
+    assert picture_to_base64(axis.figure)
+
+
+def batch_of(task, **options):
+    source = Phantoms("body" if options.get("ndim") == 3 else "cells", task=task, **options)
+    examples = [source[row] for row in range(3)]
+    for example in examples:
+        example["image"] = (example["image"].astype(np.float32) - 60) / 40
+        if "boxes" in example:
+            free = 30 - len(example["boxes"])
+            example["boxes"] = np.pad(example["boxes"], ((0, free), (0, 0)))
+            example["box_label"] = np.pad(example["box_label"], (0, free), constant_values=-1)
+    batch = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+    return batch, source.info.class_names
+
+
+@pytest.mark.parametrize("task", ["classification", "detection", "segmentation"])
+@pytest.mark.parametrize("options", [{}, {"ndim": 3, "size": 20}])
+def test_batches_are_drawn(tmp_path, task, options):
+    batch, names = batch_of(task, **options)
+    if "mask" in batch:
+        batch["mask"][:, :4] = -1
+    path = draw_batch(batch, names, tmp_path / "new" / "batch.png", max_examples=2)
+    picture = imageio.imread(path)
+    assert picture.ndim == 3 and picture.std() > 10
+
+
+def test_batch_leaves_out_padding_and_knows_all_labels(tmp_path):
+    batch, names = batch_of("classification")
+    all_of_them = imageio.imread(draw_batch(batch, names, tmp_path / "a.png"))
+    batch["valid"][1:] = 0
+    one = imageio.imread(draw_batch(batch, names, tmp_path / "b.png"))
+    assert one.shape[1] < all_of_them.shape[1]
+    batch["valid"][:] = 0
+    draw_batch(batch, names, tmp_path / "c.png")
+    batch["valid"][:] = 1
+    for label in (np.array([[0, 1, 1], [0, 0, 0], [1, 1, 1]]), np.full((3, 3), 1 / 3, np.float32)):
+        draw_batch({**batch, "label": label}, names, tmp_path / "d.png")
+
+
+def test_overlays_are_drawn(tmp_path):
+    example = Phantoms("body", instances=True)[0]
+    path = tmp_path / "a.png"
+    draw_overlay(path, example["image"], mask=example["mask"], class_names=("background", "lesion"))
+    alone = imageio.imread(path)
+    draw_overlay(path, example["image"], mask=example["mask"], true_mask=example["mask"])
+    assert (imageio.imread(path) != alone).any()
+
+
+# The report
+
+
+class Page(html.parser.HTMLParser):
+    """Collects elements, their attributes and the text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.words = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        assert not [name for name, _ in attrs if name.startswith("on")]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+HOSTILE = "a\"><script>alert('x')</script><img src=http://evil/ onerror=alert(1)>&amp;.png"
+
+
+def make_report(path, **changes):
+    figure = Figure(figsize=(1, 1))
+    picture = picture_to_base64(figure)
+    history = [{"step": s, "split": "train", "loss": 1 / (s + 1), "seconds": 1.0} for s in range(9)]
+    history += [{"step": s, "split": "val", "dice": 0.1 * s, "loss": 0.5} for s in (3, 6)]
+    given = {
+        "title": "hippocampus",
+        "config": {"seed": 0, "optimizer": {"name": "adamw", "learning_rate": 3e-4}},
+        "history": history,
+        "summaries": {
+            "val": {
+                "metrics": {
+                    "dice": {"value": 0.87654, "low": 0.8512, "high": 0.8991, "n": 36},
+                    "hd95": {"value": None, "low": None, "high": None, "n": 0},
+                },
+                "step": 1500,
+                "parameters_sha256": "abc123",
+            }
+        },
+        "cases": {
+            "best": [{"id": "case_9", "score": 0.95, "picture_base64": picture, "caption": "c"}],
+            "worst": [{"id": HOSTILE, "score": 0.1, "picture_base64": picture, "caption": HOSTILE}],
+        },
+        "curves": [{"picture_base64": picture, "caption": "ROC"}],
+        "notes": ["4 boxes were left out."],
+    }
+    text = write_report(path, **{**given, **changes}).read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def test_numbers_are_in_the_report(tmp_path):
+    text, page = make_report(tmp_path / "new" / "report.html")
+    words = " ".join(page.words)
+    for expected in (
+        "dice 0.877 0.851 to 0.899 36",
+        "hd95 – – 0",
+        "parameters_sha256 abc123",
+        "optimizer.learning_rate 0.0003",
+        "4 boxes were left out.",
+        "val dice 6 0.6",
+        "train loss 8 0.1111",
+    ):
+        assert expected in words, expected
+    assert text.index("Worst") < text.index("Best")
+    assert page.tags.count("img") == 4
+
+
+def test_report_is_self_contained(tmp_path):
+    _, page = make_report(tmp_path / "report.html")
+    assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
+    for link in page.links:
+        data = base64.b64decode(link.split(",")[1], validate=True)
+        assert data.startswith(b"\x89PNG")
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+
+
+def test_hostile_text_stays_text(tmp_path):
+    text, page = make_report(
+        tmp_path / "report.html",
+        title=HOSTILE,
+        config={HOSTILE: HOSTILE},
+        notes=[HOSTILE],
+        summaries={HOSTILE: {"metrics": {HOSTILE: {"value": HOSTILE, "n": HOSTILE}}, "x": HOSTILE}},
+        curves=[{"picture_base64": '"><script>', "caption": HOSTILE}],
+        history=[{"step": 1, "split": "$" + HOSTILE, HOSTILE: 1.0}],
+    )
+    assert "script" not in page.tags and "<script" not in text
+    assert not [link for link in page.links if "http" in link]
+    assert " ".join(page.words).count(HOSTILE) >= 8
+
+
+def test_report_of_little(tmp_path):
+    path = tmp_path / "report.html"
+    write_report(path, title="x", config={})
+    assert "<h1>x</h1>" in path.read_text()
+    picture = tmp_path / "a.png"
+    imageio.imwrite(picture, np.zeros((4, 4), np.uint8))
+    history = [{"step": 1, "loss": float("nan")}, {"seconds": 3}]
+    curves = [{"picture": picture, "caption": "from a file"}]
+    write_report(path, title="x", config={}, history=history, curves=curves)
+    assert path.read_text().count("data:image/png") == 1

@@ -1,0 +1,105 @@
+"""Sliding windows and the predictor: the identity stays the identity, batches have one shape."""
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from jaxmed.inference.predictor import Predictor
+from jaxmed.inference.sliding_window import Blend, extract, importance, window_regions
+
+
+def example(index, shape, channels=2):
+    rng = np.random.default_rng(index)
+    return {
+        "image": rng.normal(size=(*shape, channels)).astype(np.float32),
+        "index": np.int32(index),
+    }
+
+
+@hypothesis.given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 16)), min_size=2, max_size=3),
+    st.sampled_from([0.0, 0.25, 0.5, 0.9]),
+)
+@hypothesis.settings(deadline=None, max_examples=40)
+def test_windows_cover_every_voxel_and_overlap_enough(sides, overlap):
+    shape, window = zip(*sides, strict=True)
+    regions = window_regions(shape, window, overlap=overlap)
+    seen = np.zeros(shape, int)
+    for region in regions:
+        assert [s.stop - s.start for s in region] == list(window)
+        seen[region] += 1
+    assert seen.min() >= 1
+    for axis, width in enumerate(window):
+        starts = sorted({r[axis].start for r in regions})
+        assert all(b - a <= max(1, width * (1 - overlap)) for a, b in zip(starts, starts[1:], strict=False))
+
+
+@pytest.mark.parametrize("shape", [(30, 41), (7, 30), (5, 6), (20, 9, 11), (3, 4, 30)])
+def test_the_identity_over_windows_is_the_identity(shape):
+    sizes = []
+
+    def forward(batch):
+        sizes.append(batch["image"].shape)
+        return batch["image"]
+
+    window = (8,) * len(shape)
+    predictor = Predictor(forward, window=window, batch_size=4, blend=True)
+    given = [example(i, shape) for i in range(3)]
+    results = list(predictor(iter(given)))
+    assert [int(e["index"]) for e, _ in results] == [0, 1, 2]
+    for original, (_, predicted) in zip(given, results, strict=True):
+        np.testing.assert_allclose(predicted, original["image"], atol=1e-5)
+    assert set(sizes) == {(4, *window, 2)}, "one shape, so one compilation"
+
+
+def test_whole_images_of_several_cases_share_batches():
+    calls = []
+
+    def forward(batch):
+        calls.append(len(batch["image"]))
+        return {"mean": batch["image"].mean((1, 2, 3))}
+
+    predictor = Predictor(forward, window=(6, 6), batch_size=4, blend=False)
+    given = [example(i, (6, 6)) for i in range(6)]
+    results = list(predictor(iter(given)))
+    assert calls == [4, 4]
+    for original, (_, predicted) in zip(given, results, strict=True):
+        np.testing.assert_allclose(predicted["mean"], original["image"].mean(), rtol=1e-4)
+
+
+def test_an_image_of_the_wrong_shape_is_refused():
+    predictor = Predictor(lambda b: b["image"], window=(6, 6), batch_size=2, blend=False)
+    with pytest.raises(ValueError, match=r"\(5, 6\)"):
+        list(predictor([example(0, (5, 6))]))
+
+
+def test_cases_are_given_out_as_soon_as_they_are_done():
+    taken = []
+
+    def stream():
+        for i in range(10):
+            taken.append(i)
+            yield example(i, (6, 6))
+
+    predictor = Predictor(lambda b: b["image"], window=(6, 6), batch_size=2, blend=True)
+    next(predictor(stream()))
+    assert len(taken) == 2, "memory holds a batch, not the whole set"
+
+
+def test_padding_beyond_the_image_is_the_fill_value():
+    part = extract(np.ones((3, 3, 1), np.float32), (slice(1, 5), slice(0, 3)), fill=7.0)
+    np.testing.assert_array_equal(part[..., 0], [[1] * 3, [1] * 3, [7] * 3, [7] * 3])
+
+
+def test_windows_count_most_in_their_middle():
+    weight = importance((9, 9))
+    assert weight.argmax() == 40
+    assert weight.min() > 0
+    np.testing.assert_allclose(weight, weight[::-1, ::-1])
+
+
+def test_blend_is_a_weighted_mean():
+    blend = Blend((4,), 1)
+    blend.add((slice(0, 4),), np.full((4, 1), 1.0, np.float32))
+    blend.add((slice(0, 4),), np.full((4, 1), 3.0, np.float32))
+    np.testing.assert_allclose(blend.result(), 2.0)
