@@ -24,6 +24,7 @@ TUNED = {
         "augmentation.contrast": 0.5,
         "augmentation.gamma": 0.3,
         "loss.label_smoothing": 0.05,
+        "loss.class_weights": "balanced",
         "training.epochs": 16.0,
         "optimizer.ema": 0.99,
     },

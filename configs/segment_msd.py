@@ -19,7 +19,7 @@ PRESETS = {
         "augmentation.rotation": 20.0,
         "augmentation.flip_axes": (0,),
         "optimizer.ema": 0.99,
-        "training.steps": 600,
+        "training.steps": 500,
         "evaluation.overlap": 0.5,
     },
 }

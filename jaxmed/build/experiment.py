@@ -206,7 +206,7 @@ def resolve(
     """
     config = config.copy_and_resolve_references()
     given = flatten(config)
-    fingerprint = take_fingerprint(source, rows)
+    fingerprint = take_fingerprint(source, rows, channels=config.data.channels)
     settings: dict[str, Any] = {}
     if config.plan == "auto":
         settings = plan_settings(fingerprint, source.info, given)

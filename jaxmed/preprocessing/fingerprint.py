@@ -8,17 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from jaxmed.preprocessing.spatial import convert_channels
 from jaxmed.types import Source
 
 VOXELS_AN_IMAGE = 20_000
 
 
-def take_fingerprint(source: Source, rows: Sequence[int], *, limit: int = 200) -> dict[str, Any]:
+def take_fingerprint(
+    source: Source, rows: Sequence[int], *, channels: int = 0, limit: int = 200
+) -> dict[str, Any]:
     """Measure shapes, spacings, intensities and labels of the given rows.
 
     Args:
         source: the data set.
         rows: of the training part only, so that nothing of the other parts leaks into the plan.
+        channels: to which images are converted first; 0 keeps their own.
         limit: images that are opened at most, spread evenly; counts are of these.
 
     Returns:
@@ -33,6 +37,8 @@ def take_fingerprint(source: Source, rows: Sequence[int], *, limit: int = 200) -
     boxes, box_sides = [0], []
     for row in chosen:
         example = source[row]
+        if channels:
+            example = convert_channels(example, channels=channels)
         image = example["image"]
         shapes.append(list(image.shape[:-1]))
         spacings.append(example["spacing"])

@@ -128,7 +128,8 @@ def _segmentation(
     target = np.asarray(given.get("data.spacing") or spacing)
     median = np.median(shapes, axis=0) * spacing / target
     patch = tuple(given.get("data.patch") or _patch(median, target, info.ndim))
-    strides = _strides(patch, target)
+    levels = len(given.get("model.features") or ()) or 6
+    strides = tuple(given.get("model.strides") or _strides(patch, target)[: levels - 1])
     width = 32 if info.ndim == 2 else 16
     voxels = math.prod(patch)
     features = tuple(min(width * 2**i, 256) for i in range(len(strides) + 1))
