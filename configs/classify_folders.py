@@ -6,8 +6,9 @@
 Presets: none for a set of your own; `:cxr` for chest X-rays of pneumonia at 224 x 224.
 """
 
-from jaxmed.build.config import base_config
 from ml_collections import ConfigDict
+
+from jaxmed.build.config import base_config
 
 PRESETS = {
     "": {},

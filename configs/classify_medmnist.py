@@ -7,9 +7,10 @@ Without `data.path` the file is looked for in the folder data/, and with `data.d
 there. Presets: the name of any set; without one, `data.path` is an npz of the same keys.
 """
 
+from ml_collections import ConfigDict
+
 from jaxmed.build.config import base_config
 from jaxmed.data.sources.medmnist_sets import MEDMNIST_SETS
-from ml_collections import ConfigDict
 
 TUNED = {
     "pneumoniamnist": {

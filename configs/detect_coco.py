@@ -1,11 +1,12 @@
 """Detect objects annotated in COCO json: images beside it, or in folders beside `annotations/`.
 
-    python experiments/train.py --config=configs/detect_coco.py --workdir=runs/mine \
+python experiments/train.py --config=configs/detect_coco.py --workdir=runs/mine \
         --config.data.path=FOLDER
 """
 
-from jaxmed.build.config import base_config
 from ml_collections import ConfigDict
+
+from jaxmed.build.config import base_config
 
 
 def get_config(preset: str = "") -> ConfigDict:

@@ -5,8 +5,9 @@
 Presets: `:cells` (default), `:body`, `:body3d`.
 """
 
-from jaxmed.build.config import base_config
 from ml_collections import ConfigDict
+
+from jaxmed.build.config import base_config
 
 PRESETS = {
     "cells": {"data.kind": "cells"},

@@ -6,8 +6,9 @@
 Presets: none for a set of your own; `:bccd` for blood cells (BCCD), 640 x 480.
 """
 
-from jaxmed.build.config import base_config
 from ml_collections import ConfigDict
+
+from jaxmed.build.config import base_config
 
 PRESETS = {
     "": {},

@@ -6,8 +6,9 @@
 Presets: none for a set of your own; `:hippocampus` for Task04 (MRI, 1 mm).
 """
 
-from jaxmed.build.config import base_config
 from ml_collections import ConfigDict
+
+from jaxmed.build.config import base_config
 
 PRESETS = {
     "": {},

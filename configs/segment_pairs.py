@@ -7,8 +7,9 @@ Presets: none for a set of your own (`--config.data.masks=instance` for instance
 `:nuclei` for nuclei of the Data Science Bowl 2018, fluorescence and stained tissue.
 """
 
-from jaxmed.build.config import base_config
 from ml_collections import ConfigDict
+
+from jaxmed.build.config import base_config
 
 PRESETS = {
     "": {},

@@ -1,4 +1,7 @@
-"""Predict new images: `python experiments/predict.py --workdir=DIR --output=DIR IMAGE_OR_FOLDER...`."""
+"""Predict new images.
+
+`python experiments/predict.py --workdir=DIR --output=DIR [--overlay] IMAGE_OR_FOLDER...`
+"""
 
 from absl import flags
 

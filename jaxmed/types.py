@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -26,6 +26,9 @@ Example = dict[str, np.ndarray]
 """
 Batch = dict[str, jax.Array]
 """The keys of an Example, each with a leading batch axis."""
+
+Row = dict[str, Any]
+"""Scores of one case by name: numbers, or arrays that only the task knows how to summarise."""
 
 Region = tuple[slice, ...]
 """A part of an image: one slice a spatial axis."""
@@ -81,6 +84,7 @@ class DatasetInfo:
             raise ValueError(f"ndim is {self.ndim}; expected 2 or 3")
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where examples come from; also a Grain RandomAccessDataSource.
 
@@ -92,19 +96,31 @@ class Source(Protocol):
         notes: what was odd about the set and was repaired or left out, a sentence each.
     """
 
-    info: DatasetInfo
-    ids: Sequence[str]
-    patients: Sequence[str] | None
-    parts: Mapping[str, Sequence[int]]
-    notes: Sequence[str]
+    @property
+    def info(self) -> DatasetInfo: ...  # noqa: D102
+
+    @property
+    def ids(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def patients(self) -> Sequence[str] | None: ...  # noqa: D102
+
+    @property
+    def parts(self) -> Mapping[str, Sequence[int]]: ...  # noqa: D102
+
+    @property
+    def notes(self) -> Sequence[str]: ...  # noqa: D102
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
 
-    def read(self, index: int, region: Region | None = None) -> Example: ...
+    def read(self, index: int, region: Region | None = None) -> Example:
+        """One case, or a part of it, in the file's own grid."""
+        ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """The one place where classification, detection and segmentation differ.
 
@@ -137,17 +153,15 @@ class Task(Protocol):
         """Put the prediction for one preprocessed example into the file's own grid, on the host."""
         ...
 
-    def score(self, prediction: Any, example: Example) -> dict[str, float | np.ndarray]:
+    def score(self, prediction: Any, example: Example) -> Row:
         """Scores of one restored prediction against the example as its source returns it."""
         ...
 
-    def describe(self, row: dict[str, float | np.ndarray]) -> dict[str, float | str]:
+    def describe(self, row: Row) -> dict[str, float | str]:
         """What to tell of one scored case; `score`, the higher the better, ranks cases."""
         ...
 
-    def summarize(
-        self, rows: Sequence[dict[str, float | np.ndarray]], *, weights: np.ndarray
-    ) -> dict[str, np.ndarray]:
+    def summarize(self, rows: Sequence[Row], *, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Scores of the whole set under each row of `weights` (resamples, cases)."""
         ...
 
@@ -166,7 +180,7 @@ def check_example(example: Example, info: DatasetInfo, *, where: str) -> None:
     image = example["image"]
     if image.ndim != info.ndim + 1:
         raise UserError(
-            f"{where}: image has shape {image.shape}; expected {info.ndim} spatial axes and channels"
+            f"{where}: image has shape {image.shape}; expected {info.ndim} axes and channels"
         )
     if image.shape[-1] != info.channels:
         raise UserError(
@@ -176,7 +190,9 @@ def check_example(example: Example, info: DatasetInfo, *, where: str) -> None:
     if 0 in image.shape:
         raise UserError(f"{where}: image is empty, shape {image.shape}")
     if image.dtype == np.float32 and not np.isfinite(image).all():
-        raise UserError(f"{where}: image holds NaN or infinite values; repair or leave out the file")
+        raise UserError(
+            f"{where}: image holds NaN or infinite values; repair or leave out the file"
+        )
     mask = example.get("mask")
     if mask is not None:
         if mask.shape != image.shape[:-1]:

@@ -62,8 +62,9 @@ def run(
 ) -> None:
     """Parse the command line and call `main(positional arguments)`.
 
-    `required` flags must be given, and one at least of `one_of`. Mistakes of the user end with one line on standard error and exit code 2; a traceback is for
-    bugs, or for `--debug`. Ctrl-C outside training ends with 130.
+    `required` flags must be given, and one at least of `one_of`. Mistakes of the user end with one
+    line on standard error and exit code 2; a traceback is for bugs, or for `--debug`. Ctrl-C
+    outside training ends with 130.
     """
     debug = "--debug" in sys.argv
     try:

@@ -51,7 +51,8 @@ def _defaults(task: str) -> ConfigDict:
         {
             "task": task,
             "seed": 0,
-            "plan": "auto",  # auto, none, or a JSON file of settings such as {"data.size": [64, 64]}
+            # auto, none, or a JSON file of settings such as {"data.size": [64, 64]}
+            "plan": "auto",
             "data": _data_config(),
             "augmentation": _augmentation_config(),
             "model": _model_config(task),
@@ -191,7 +192,9 @@ def update(config: ConfigDict, settings: Mapping[str, Any], *, where: str) -> No
     known = flatten(config)
     for key, value in settings.items():
         if key not in known:
-            raise UserError(f"{where}: unknown key {key}; the keys are listed by train.py --dry_run")
+            raise UserError(
+                f"{where}: unknown key {key}; the keys are listed by train.py --dry_run"
+            )
         try:
             config.update_from_flattened_dict({key: _to_tuple(value)})
         except (TypeError, ValueError) as error:

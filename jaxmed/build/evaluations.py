@@ -15,7 +15,6 @@ from jaxmed.build.config import flatten, write_json
 from jaxmed.build.runs import SPLIT_FILE, TrainedRun, load_run, read_split
 from jaxmed.evaluation import curves, pictures
 from jaxmed.evaluation.evaluate import (
-    Row,
     predict_cases,
     score_cases,
     summarize_cases,
@@ -92,9 +91,7 @@ def evaluate_run(
     return summary
 
 
-def find_part(
-    workdir: Path, run: TrainedRun, source: Source, part: str
-) -> tuple[list[int], int]:
+def find_part(workdir: Path, run: TrainedRun, source: Source, part: str) -> tuple[list[int], int]:
     """Rows of a part, and how many of them are also in the run's training part.
 
     Of the run's own data it is the saved split; of other data the part that they name, or all.
@@ -110,11 +107,11 @@ def find_part(
         rows = list(source.parts.get(part, []))
     if not rows:
         given = ", ".join(saved if same else source.parts) or "none"
-        raise UserError(f"--split={part}: the data have no such part (there is: {given}); use --split=all")
-    if same:
-        trained = set(saved["train"]) if part == "all" else set()
-    else:
-        trained = set(saved["train"])
+        raise UserError(
+            f"--split={part}: the data have no such part (there is: {given}); use --split=all"
+        )
+    # The run's own parts do not overlap; of its whole, or of other data, cases may.
+    trained = set() if same and part != "all" else set(saved["train"])
     overlap = sum(source.ids[row] in trained for row in rows)
     if overlap:
         print(f"note: {overlap} of the {len(rows)} cases have ids that were trained on")

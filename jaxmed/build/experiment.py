@@ -47,9 +47,7 @@ class Experiment:
         self.config = config
         self.info = dataclasses.replace(info, channels=config.data.channels)
         self.task = pieces.make_task(config, info, class_counts=class_counts)
-        self.quick_task = pieces.make_task(
-            config, info, class_counts=class_counts, quick=True
-        )
+        self.quick_task = pieces.make_task(config, info, class_counts=class_counts, quick=True)
         self.prepare = pieces.make_prepare(config)
         self.view = pieces.make_training_view(config)
         self.prepare_batch = pieces.make_prepare_batch(config)
@@ -137,12 +135,15 @@ class Experiment:
     def forward(self) -> Callable[[Any, dict[str, Any]], Any]:
         """Jitted `(variables, batch) -> predictions`, averaged over mirrored images if asked."""
         blend = self.info.task == "segmentation"
-        flips = [()]
+        flips: list[tuple[int, ...]] = [()]
         if self.config.evaluation.flips:
             if self.info.task == "detection":
                 raise UserError("evaluation.flips does not work for detection; set it to false")
             axes = range(1, self.info.ndim + 1)
-            flips = [tuple(a for a in axes if bits >> a & 1) for bits in range(0, 2 ** (self.info.ndim + 1), 2)]
+            flips = [
+                tuple(a for a in axes if bits >> a & 1)
+                for bits in range(0, 2 ** (self.info.ndim + 1), 2)
+            ]
 
         @jax.jit
         def forward(variables: Any, batch: dict[str, jax.Array]) -> Any:
@@ -183,7 +184,14 @@ class Experiment:
 REQUIRED = {
     "all": ("data.channels", "data.normalization", "data.batch_size", "training.steps"),
     "classification": ("data.size", "data.fit", "model.width", "model.stem_strides"),
-    "detection": ("data.size", "data.fit", "data.max_boxes", "model.width", "model.stem_strides", "model.levels"),
+    "detection": (
+        "data.size",
+        "data.fit",
+        "data.max_boxes",
+        "model.width",
+        "model.stem_strides",
+        "model.levels",
+    ),
     "segmentation": ("data.patch", "model.features"),
 }
 
@@ -239,7 +247,7 @@ def _read_plan(path: str) -> dict[str, Any]:
         return flatten(json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"plan={path}: cannot be read ({error}); expected auto, none, or a JSON file of settings"
+            f"plan={path}: cannot be read ({error}); expected auto, none, or a JSON file"
         ) from error
 
 

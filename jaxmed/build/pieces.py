@@ -43,16 +43,30 @@ SOURCES: dict[str, Callable[..., Source]] = {
         count=data.count,
         instances=data.masks == "instance",
     ),
-    "class_folders": lambda data, task: ClassFolders(data.path, label_column=data.label_column),
-    "medmnist": lambda data, task: MedMNIST(
-        data.path or "data", name=data.name or None, download=data.download
+    "class_folders": lambda data, task: ClassFolders(
+        data.path, label_column=data.label_column, **_conversion(data)
     ),
-    "voc": lambda data, task: PascalVOC(data.path, invalid=data.invalid),
-    "coco": lambda data, task: Coco(data.path, invalid=data.invalid),
-    "pairs": lambda data, task: ImageMaskPairs(data.path, masks=data.masks, invalid=data.invalid),
+    "medmnist": lambda data, task: MedMNIST(
+        data.path or "data",
+        name=data.name or None,
+        class_names=tuple(data.class_names) or None,
+        download=data.download,
+    ),
+    "voc": lambda data, task: PascalVOC(data.path, invalid=data.invalid, **_conversion(data)),
+    "coco": lambda data, task: Coco(data.path, invalid=data.invalid, **_conversion(data)),
+    "pairs": lambda data, task: ImageMaskPairs(
+        data.path, masks=data.masks, invalid=data.invalid, **_conversion(data)
+    ),
     "msd": lambda data, task: Decathlon(data.path),
-    "tfds": lambda data, task: TFDS(data.name, data.path),
+    "tfds": lambda data, task: TFDS(
+        data.name or data.path, data_dir=data.path or None, download=data.download
+    ),
 }
+
+
+def _conversion(data: ConfigDict) -> dict[str, Any]:
+    """What the data do not say themselves, where the config does."""
+    return {"class_names": tuple(data.class_names) or None, "channels": data.channels or None}
 
 
 def make_source(config: ConfigDict) -> Source:
@@ -77,7 +91,9 @@ def choose(registry: Mapping[str, Any], name: str, *, key: str) -> Any:
     return registry[name]
 
 
-def make_task(config: ConfigDict, info: DatasetInfo, *, class_counts: Sequence[int] = (), quick: bool = False):
+def make_task(
+    config: ConfigDict, info: DatasetInfo, *, class_counts: Sequence[int] = (), quick: bool = False
+):
     """The task, with its class weights.
 
     Args:

@@ -60,7 +60,12 @@ def predict_run(
         if overlay:
             picture = output / "overlays" / f"{name}.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
-            draw_overlay(picture, image.array, **drawn_prediction(prediction, info), class_names=info.class_names)
+            draw_overlay(
+                picture,
+                image.array,
+                **drawn_prediction(prediction, info),
+                class_names=info.class_names,
+            )
     print(f"{len(files)} images -> {writer.close()}")
 
 
@@ -110,7 +115,9 @@ def _make_writer(output: Path, info: DatasetInfo) -> Any:
     return MaskWriter(output, info.class_names, instances=info.instances)
 
 
-def drawn_prediction(prediction: Any, info: DatasetInfo, *, least_score: float = 0.3) -> dict[str, Any]:
+def drawn_prediction(
+    prediction: Any, info: DatasetInfo, *, least_score: float = 0.3
+) -> dict[str, Any]:
     """A prediction as the arguments of a picture; boxes scored below `least_score` left out."""
     if info.task == "segmentation":
         return {"mask": prediction}

@@ -233,12 +233,15 @@ def _train(
             scores = score_cases(cases, experiment.quick_task)
             return main_value(experiment.quick_task, scores)
 
-        with batches, Logger(
-            workdir,
-            steps=config.training.steps,
-            start_step=first,
-            evaluated_step=int(lifted.global_state(state).best["evaluated"]),
-        ) as logger:
+        with (
+            batches,
+            Logger(
+                workdir,
+                steps=config.training.steps,
+                start_step=first,
+                evaluated_step=int(lifted.global_state(state).best["evaluated"]),
+            ) as logger,
+        ):
             if first == 0:
                 draw_first_batch(experiment, source, split["train"], workdir / "batch.png")
             elif first < config.training.steps:
@@ -266,9 +269,7 @@ def _start(experiment: Experiment, checkpoints: Checkpoints, init: str) -> Train
     """The placed state to go on from: restored, or fresh, perhaps with another run's weights."""
     lifted = experiment.lifted
     if checkpoints.latest_step() is not None:
-        return lifted.place_state(
-            checkpoints.restore(lifted.template(experiment.abstract_state))
-        )
+        return lifted.place_state(checkpoints.restore(lifted.template(experiment.abstract_state)))
     state = lifted.init(experiment.init_state, jax.random.key(experiment.config.seed))
     if not init:
         return state
@@ -354,6 +355,7 @@ def print_dry_run(experiment: Experiment, example: dict[str, np.ndarray]) -> Non
     memory = jax.jit(experiment.make_step(), donate_argnums=0).lower(
         experiment.abstract_state, batch
     ).compile().memory_analysis()  # fmt: skip
+    assert memory is not None, "every backend of jax says what a program needs"
     held = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
     print(f"\n{total:,} parameters; a step needs some {held:,.0f} MiB on one device")
 

@@ -55,10 +55,8 @@ def _classification(
 ) -> list[tuple[str, Figure, str]]:
     labels = np.stack([row["label"] for row in rows])
     probabilities = np.stack([row["probabilities"] for row in rows])
-    if labels.ndim == 1:
-        truth = labels[:, None] == np.arange(len(info.class_names))
-    else:
-        truth = labels > 0
+    classes = np.arange(len(info.class_names))
+    truth = labels[:, None] == classes if labels.ndim == 1 else labels > 0
     # Of two classes one says it all: that of the last.
     shown = range(len(info.class_names))[:MOST_CLASSES]
     if len(info.class_names) == 2 and not info.multilabel:

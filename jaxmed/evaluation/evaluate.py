@@ -11,9 +11,7 @@ import numpy as np
 
 from jaxmed.evaluation.bootstrap import Interval, bootstrap_weights, intervals
 from jaxmed.metrics import count_cases
-from jaxmed.types import Example, Source, Task, Transform
-
-Row = dict[str, Any]
+from jaxmed.types import Example, Row, Source, Task, Transform
 
 
 def predict_cases(

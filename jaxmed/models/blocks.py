@@ -143,7 +143,7 @@ class ConvNorm(nn.Module):
 def depth_to_space(
     x: Float[Array, "batch *spatial packed"], factors: Sequence[int]
 ) -> Float[Array, "batch *out channels"]:
-    """Move groups of channels to positions: (..., n, ..., prod(factors) * c) -> (..., n * f, ..., c).
+    """Move groups of channels to positions: (..., n, ..., prod(f) * c) -> (..., n * f, ..., c).
 
     With a 1-voxel convolution before it this is a transposed convolution whose window equals its
     stride, as one matrix product (Shi et al. 2016, arXiv 1609.05158).

@@ -176,7 +176,7 @@ def _strides(patch: Sequence[int], spacing: np.ndarray) -> tuple[tuple[int, ...]
 
 
 def _batch(voxels: float, cases: int, *, least: int) -> int:
-    """A power of two: as many images as some 64 x 64 x 32 voxels, and no more than a fifth of all."""
+    """A power of two: images of some 130,000 voxels in all, at most a fifth of all cases."""
     wanted = min(128, max(least, 131_072 / voxels), max(2, cases / 5))
     return 2 ** int(math.log2(wanted))
 

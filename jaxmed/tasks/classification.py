@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxmed.losses import binary_cross_entropy, cross_entropy, ignore_invalid, label_weights
 from jaxmed.metrics import classification as metrics
-from jaxmed.types import Batch, Example
+from jaxmed.types import Batch, Example, Row
 
 
 class Classification:
@@ -81,11 +81,11 @@ class Classification:
         """Probabilities (classes,); an image's class has no geometry."""
         return np.asarray(prediction)
 
-    def score(self, prediction: Any, example: Example) -> dict[str, float | np.ndarray]:
+    def score(self, prediction: Any, example: Example) -> Row:
         """The label and the probabilities of one image; the scores are of the whole set."""
         return {"label": example["label"], "probabilities": prediction}
 
-    def describe(self, row: dict[str, float | np.ndarray]) -> dict[str, float | str]:
+    def describe(self, row: Row) -> dict[str, float | str]:
         """Label, prediction, probabilities, and as score the probability of what is true."""
         label, probabilities = np.asarray(row["label"]), np.asarray(row["probabilities"])
         if self.multilabel:
@@ -102,9 +102,7 @@ class Classification:
         each = zip(self.class_names, probabilities.tolist(), strict=True)
         return {"score": float(score), **told, **{f"probability/{n}": p for n, p in each}}
 
-    def summarize(
-        self, rows: Sequence[dict[str, float | np.ndarray]], *, weights: np.ndarray
-    ) -> dict[str, np.ndarray]:
+    def summarize(self, rows: Sequence[Row], *, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Accuracy, recall and the rest, under each row of `weights`."""
         return metrics.summarize_classification(
             np.stack([row["label"] for row in rows]),

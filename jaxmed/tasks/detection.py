@@ -14,7 +14,7 @@ from jaxmed.losses import binary_cross_entropy, giou_loss
 from jaxmed.metrics import detection as metrics
 from jaxmed.preprocessing.spatial import restore_boxes
 from jaxmed.tasks.assignment import assign
-from jaxmed.types import Batch, Example
+from jaxmed.types import Batch, Example, Row
 
 
 class Detection:
@@ -121,7 +121,7 @@ class Detection:
             np.asarray(prediction["boxes"])[found],
             scale=example["scale"],
             offset=example["offset"],
-            shape=example["shape"],
+            shape=example["shape"].tolist(),
         )
         return {
             "boxes": boxes,
@@ -129,7 +129,7 @@ class Detection:
             "labels": np.asarray(prediction["labels"])[found],
         }
 
-    def score(self, prediction: Any, example: Example) -> dict[str, float | np.ndarray]:
+    def score(self, prediction: Any, example: Example) -> Row:
         """Which detections hit, at every overlap threshold."""
         return metrics.match_detections(
             prediction["boxes"],
@@ -141,7 +141,7 @@ class Detection:
             max_detections=self.max_detections,
         )
 
-    def describe(self, row: dict[str, float | np.ndarray]) -> dict[str, float | str]:
+    def describe(self, row: Row) -> dict[str, float | str]:
         """Objects, hits and false alarms at IoU .5 among detections scored .3 or more.
 
         The score is their F1: 2 hits / (objects + detections); 1 where there are neither.
@@ -152,8 +152,6 @@ class Detection:
         score = 2 * hits / (objects + found) if objects + found else 1.0
         return {"score": score, "objects": objects, "hits": hits, "false_alarms": found - hits}
 
-    def summarize(
-        self, rows: Sequence[dict[str, float | np.ndarray]], *, weights: np.ndarray
-    ) -> dict[str, np.ndarray]:
+    def summarize(self, rows: Sequence[Row], *, weights: np.ndarray) -> dict[str, np.ndarray]:
         """`ap50`, `ap` and `froc`, pooled over all images of each resample."""
         return metrics.summarize_detection(rows, weights=weights, class_names=self.class_names)

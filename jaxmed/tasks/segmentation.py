@@ -16,7 +16,7 @@ from jaxmed.losses import cross_entropy, dice_loss, dice_statistics, ignore_inva
 from jaxmed.metrics import instances, mean_scores
 from jaxmed.metrics.segmentation import score_masks
 from jaxmed.preprocessing.spatial import restore_mask
-from jaxmed.types import Batch, Example
+from jaxmed.types import Batch, Example, Row
 
 INSTANCE_CLASSES = ("background", "inside", "border")
 """What the network learns of instance masks."""
@@ -107,13 +107,16 @@ class Segmentation:
         if self.instances:
             predicted = separate_instances(predicted, smallest=self.smallest)
         return restore_mask(
-            predicted, scale=example["scale"], offset=example["offset"], shape=example["shape"]
+            predicted,
+            scale=example["scale"],
+            offset=example["offset"],
+            shape=example["shape"].tolist(),
         )
 
-    def score(self, prediction: Any, example: Example) -> dict[str, float | np.ndarray]:
+    def score(self, prediction: Any, example: Example) -> Row:
         """Overlap and surface scores of one case; of instances also those that count objects."""
         truth = example["mask"]
-        row: dict[str, float | np.ndarray] = {}
+        row: Row = {}
         if self.instances:
             row.update(instances.score_instances(prediction, truth))
             prediction, truth = (prediction > 0) * 1, np.where(truth > 0, 1, truth)
@@ -129,13 +132,11 @@ class Segmentation:
         )
         return row
 
-    def describe(self, row: dict[str, float | np.ndarray]) -> dict[str, float | str]:
+    def describe(self, row: Row) -> dict[str, float | str]:
         """All scores of the case; it is ranked by Dice."""
         return {"score": float(row["dice"]), **{k: float(v) for k, v in row.items()}}
 
-    def summarize(
-        self, rows: Sequence[dict[str, float | np.ndarray]], *, weights: np.ndarray
-    ) -> dict[str, np.ndarray]:
+    def summarize(self, rows: Sequence[Row], *, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Weighted mean of each score over the cases that have it."""
         return mean_scores(rows, weights=weights)
 
@@ -148,8 +149,12 @@ def instance_targets(mask: Int[Array, "batch *spatial"]) -> Int[Array, "batch *s
     """
     window = (1,) + (3,) * (mask.ndim - 1)
     ones = (1,) * mask.ndim
-    highest = jax.lax.reduce_window(mask, jnp.iinfo(mask.dtype).min, jax.lax.max, window, ones, "SAME")
-    lowest = jax.lax.reduce_window(mask, jnp.iinfo(mask.dtype).max, jax.lax.min, window, ones, "SAME")
+    highest = jax.lax.reduce_window(
+        mask, jnp.iinfo(mask.dtype).min, jax.lax.max, window, ones, "SAME"
+    )
+    lowest = jax.lax.reduce_window(
+        mask, jnp.iinfo(mask.dtype).max, jax.lax.min, window, ones, "SAME"
+    )
     border = (highest != mask) | (lowest != mask)
     return jnp.where(mask > 0, jnp.where(border, 2, 1), mask)
 

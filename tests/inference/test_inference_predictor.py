@@ -4,6 +4,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+
 from jaxmed.inference.predictor import Predictor
 from jaxmed.inference.sliding_window import Blend, extract, importance, window_regions
 
@@ -31,7 +32,9 @@ def test_windows_cover_every_voxel_and_overlap_enough(sides, overlap):
     assert seen.min() >= 1
     for axis, width in enumerate(window):
         starts = sorted({r[axis].start for r in regions})
-        assert all(b - a <= max(1, width * (1 - overlap)) for a, b in zip(starts, starts[1:], strict=False))
+        assert all(
+            b - a <= max(1, width * (1 - overlap)) for a, b in zip(starts, starts[1:], strict=False)
+        )
 
 
 @pytest.mark.parametrize("shape", [(30, 41), (7, 30), (5, 6), (20, 9, 11), (3, 4, 30)])

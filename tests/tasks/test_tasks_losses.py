@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from jaxmed.tasks.assignment import assign
 from jaxmed.tasks.classification import Classification
 from jaxmed.tasks.detection import Detection
@@ -75,7 +76,9 @@ def batches():
             {
                 "image": image,
                 "valid": valid,
-                "mask": jnp.asarray(np.kron(rng.integers(0, 5, (3, 4, 4)), np.ones((1, 8, 8), int)), jnp.int32),
+                "mask": jnp.asarray(
+                    np.kron(rng.integers(0, 5, (3, 4, 4)), np.ones((1, 8, 8), int)), jnp.int32
+                ),
             },
             lambda x: jnp.concatenate([x, x**2, -x], -1),
         ),
