@@ -84,24 +84,40 @@ def run(
 
 def _parse(required: Sequence[str], one_of: Sequence[str]) -> list[str]:
     parser = flags.FLAGS
+    if any(help_flag in sys.argv for help_flag in ("--help", "-h", "--helpfull")):
+        print(f"{sys.modules['__main__'].__doc__}\nFlags:\n{parser.main_module_help()}")
+        sys.exit(0)
+    _check_config_file()
     try:
         positional = parser(sys.argv)[1:]
-    except UserError:
-        raise
-    except flags.Error as error:
-        raise UserError(_explain(str(error))) from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(_explain(str(error))) from error
-    except (OSError, ImportError, SyntaxError) as error:
-        raise UserError(f"--config: {error}; give configs/NAME.py or configs/NAME.py:PRESET") from (
-            error
-        )
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _user_error_within(error) or UserError(_explain(str(error))) from error
     for name in required:
         if not getattr(parser, name):
             raise UserError(f"--{name} is missing; see --help")
     if one_of and not any(getattr(parser, name) for name in one_of):
         raise UserError(f"--{one_of[0]} is missing; see --help")
     return positional
+
+
+def _check_config_file() -> None:
+    """Look before the flag does, which reports a missing file only when it is first used."""
+    given = _look_up("config", sys.argv[1:])
+    if given is not None and not Path(given.split(":")[0]).is_file():
+        raise UserError(
+            f"--config={given}: no such file; give configs/NAME.py or configs/NAME.py:PRESET, from "
+            "the folder that holds configs/"
+        )
+
+
+def _user_error_within(error: BaseException | None) -> UserError | None:
+    """What a config file itself complained of: the innermost, as the flags wrap it in their own."""
+    innermost = None
+    while error is not None:
+        if isinstance(error, UserError):
+            innermost = error
+        error = error.__cause__ or error.__context__
+    return innermost
 
 
 def _explain(message: str) -> str:

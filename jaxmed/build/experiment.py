@@ -18,6 +18,7 @@ from jaxmed.build import pieces
 from jaxmed.build.config import flatten, update
 from jaxmed.data.loader import stack_examples
 from jaxmed.inference.predictor import Predictor
+from jaxmed.models.blocks import per_axis
 from jaxmed.models.convolution import use_onednn
 from jaxmed.preprocessing.fingerprint import take_fingerprint
 from jaxmed.preprocessing.plan import is_open, plan_settings, plan_steps
@@ -221,6 +222,8 @@ def resolve(
     elif config.plan != "none":
         settings = {k: v for k, v in _read_plan(config.plan).items() if is_open(given.get(k))}
     update(config, settings, where=f"plan={config.plan}")
+    _check_shapes(config, source.info)
+    _check_levels(config, source.info)
     if config.training.epochs:
         steps = max(1, round(config.training.epochs * len(rows) / max(config.data.batch_size, 1)))
         update(config, {"training.steps": steps}, where="training.epochs")
@@ -249,6 +252,36 @@ def _read_plan(path: str) -> dict[str, Any]:
         raise UserError(
             f"plan={path}: cannot be read ({error}); expected auto, none, or a JSON file"
         ) from error
+
+
+def _check_shapes(config: ConfigDict, info: DatasetInfo) -> None:
+    """Sizes have one positive number an axis."""
+    for key in ("size", "patch", "spacing"):
+        value = tuple(config.data[key])
+        if value and (len(value) != info.ndim or min(value) <= 0):
+            raise UserError(
+                f"data.{key} is {value}; expected {info.ndim} positive numbers, one an axis"
+            )
+
+
+def _check_levels(config: ConfigDict, info: DatasetInfo) -> None:
+    """A patch can be halved as often as the U-Net does."""
+    if config.model.name != "unet":
+        return
+    model = config.model
+    levels = len(model.features)
+    strides = tuple(model.strides) or (2,) * (levels - 1)
+    if len(strides) != levels - 1:
+        raise UserError(
+            f"model.strides has {len(strides)} steps for the {levels} levels of model.features; "
+            f"expected {levels - 1}"
+        )
+    factors = np.prod([per_axis(s, info.ndim) for s in strides] or [(1,) * info.ndim], axis=0)
+    if any(side % factor for side, factor in zip(config.data.patch, factors, strict=True)):
+        raise UserError(
+            f"data.patch is {tuple(config.data.patch)}; the {levels} levels of the U-Net need "
+            f"multiples of {tuple(factors.tolist())}"
+        )
 
 
 def _check_complete(config: ConfigDict) -> None:

@@ -157,6 +157,26 @@ def depth_to_space(
     return y.transpose(order).reshape(batch, *shape, y.shape[-1])
 
 
+def max_pool(x: Float[Array, "batch *spatial channels"]) -> Float[Array, "batch *out channels"]:
+    """The maximum of 3 voxels along each axis, at every second one.
+
+    One axis after another, by slices: the gradient of XLA's own pooling is several times slower on
+    the CPU (182 against 48 ms for a batch of 8 at 128 x 128 x 64).
+    """
+    for axis in range(1, x.ndim - 1):
+        size = x.shape[axis]
+        out = -(-size // 2)
+        missing = 2 * (out - 1) + 3 - size
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (missing // 2, missing - missing // 2)
+        padded = jnp.pad(x, widths, constant_values=-jnp.inf)
+        first, second, third = (
+            jax.lax.slice_in_dim(padded, i, i + 2 * out - 1, stride=2, axis=axis) for i in range(3)
+        )
+        x = jnp.maximum(jnp.maximum(first, second), third)
+    return x
+
+
 class Upsample(nn.Module):
     """Enlarge by whole factors, each fine position with weights of its own (`depth_to_space`)."""
 

@@ -73,7 +73,7 @@ class Detector(nn.Module):
         reach = jnp.concatenate(distances, axis=1) * jnp.concatenate([sides, sides], axis=-1)
         return {
             "logits": jnp.concatenate(logits, axis=1),
-            "boxes": decode_distances(points, reach),
+            "boxes": jax.vmap(decode_distances, (None, 0))(points, reach),
             "points": points,
             "sides": sides,
         }

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxmed.models.blocks import ConvNorm
+from jaxmed.models.blocks import ConvNorm, max_pool
 
 STAGES = {
     "resnet18": ((2, 2, 2, 2), False),
@@ -93,8 +93,7 @@ class ResNetBackbone(nn.Module):
         window, strides = (7, 2) if self.stem_strides == 4 else (3, self.stem_strides)
         x = ConvNorm(self.width, window, strides, name="stem", **common)(x, train)
         if self.stem_strides == 4:
-            ndim = x.ndim - 2
-            x = nn.max_pool(x, window_shape=(3,) * ndim, strides=(2,) * ndim, padding="SAME")
+            x = max_pool(x)
         # Numbered from 0, counting the module itself: argument 2 is `train`.
         block = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
         features = []

@@ -1,0 +1,186 @@
+"""Mistakes of the user: exit code 2 and one line that says which, what was found, what to do."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+from jaxmed.data.sources.phantom_files import write_phantoms
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(script, *arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        timeout=300,
+    )
+
+
+def complaint(script, *arguments):
+    """The one line of a failed run."""
+    done = run(script, *arguments)
+    assert done.returncode == 2, done.stderr[-2000:]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+def train(config, tmp_path, *arguments):
+    workdir = tmp_path / "run"
+    return complaint("train.py", f"--config=configs/{config}", f"--workdir={workdir}", *arguments)
+
+
+def test_a_wrong_path(tmp_path):
+    line = train("classify_folders.py", tmp_path, f"--config.data.path={tmp_path}/nowhere")
+    assert "nowhere" in line
+
+
+def test_no_path(tmp_path):
+    assert "data.path" in train("classify_folders.py", tmp_path)
+
+
+def test_an_empty_folder(tmp_path):
+    (tmp_path / "empty").mkdir()
+    line = train("segment_pairs.py", tmp_path, f"--config.data.path={tmp_path}/empty")
+    assert "empty" in line
+    assert "images" in line
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("--config.training.step=3", 'Did you mean "steps"'),
+        ("--config.optimzer.name=sgd", 'Did you mean "optimizer"'),
+        ("--config.training.steps=many", "many"),
+        ("--workdri=x", "workdir"),
+        ("--config.optimizer.name=adamm", "sgd, adam, adamw"),
+        ("--config.model.name=resnet19", "resnet18"),
+        ("--config.sharding.mode=pjit", "jit, pmap"),
+        ("--config.data.size=8,8,8", "size"),
+    ],
+)
+def test_a_mistyped_override(tmp_path, override, expected):
+    line = train("classify_phantoms.py", tmp_path, "--config.data.count=20", override)
+    assert expected in line
+
+
+def test_a_config_that_is_not_there(tmp_path):
+    assert "configs/nothing.py" in train("nothing.py", tmp_path)
+
+
+def test_a_preset_that_is_not_there(tmp_path):
+    line = train("segment_msd.py:hipocampus", tmp_path)
+    assert ":hippocampus" in line
+
+
+def test_a_workdir_beneath_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    line = complaint(
+        "train.py",
+        "--config=configs/classify_phantoms.py",
+        f"--workdir={tmp_path}/file/run",
+    )
+    assert f"{tmp_path}/file/run" in line
+
+
+def test_a_truncated_picture(tmp_path):
+    write_phantoms(tmp_path / "set", layout="class_folders", count=12, size=32)
+    path = next((tmp_path / "set").rglob("*.png"))
+    path.write_bytes(path.read_bytes()[:200])
+    line = train("classify_folders.py", tmp_path, f"--config.data.path={tmp_path}/set")
+    assert path.name in line
+
+
+def test_a_mask_of_another_shape(tmp_path):
+    write_phantoms(tmp_path / "set", layout="pairs", count=12, size=32)
+    path = next((tmp_path / "set").rglob("masks/*.png"))
+    iio.imwrite(path, iio.imread(path)[:-4])
+    line = train("segment_pairs.py", tmp_path, f"--config.data.path={tmp_path}/set")
+    assert path.stem in line
+
+
+def test_labels_outside_the_class_list(tmp_path):
+    write_phantoms(tmp_path / "set", layout="msd", kind="body", count=8, size=32)
+    file = tmp_path / "set" / "dataset.json"
+    dataset = json.loads(file.read_text())
+    dataset["labels"] = {"0": "background", "1": "organ"}
+    file.write_text(json.dumps(dataset))
+    line = train("segment_msd.py", tmp_path, f"--config.data.path={tmp_path}/set")
+    assert "organ" in line
+    assert "2" in line
+
+
+@pytest.mark.parametrize("box", [(5, 5, 5, 9), (5, 5, 500, 9)])
+def test_a_box_of_no_area_or_outside_its_image(tmp_path, box):
+    write_phantoms(tmp_path / "set", layout="coco", count=12, size=32)
+    for file in (tmp_path / "set").rglob("*.json"):
+        dataset = json.loads(file.read_text())
+        x, y, right, low = box
+        dataset["annotations"][0]["bbox"] = [x, y, right - x, low - y]
+        file.write_text(json.dumps(dataset))
+    path = f"--config.data.path={tmp_path}/set"
+    line = train("detect_coco.py", tmp_path, path)
+    assert "data.invalid=drop" in line
+    done = run(
+        "train.py", "--config=configs/detect_coco.py", path, "--config.data.invalid=drop",
+        "--config.training.steps=1", "--dry_run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "left out" in done.stdout
+
+
+def test_a_workdir_that_is_no_run(tmp_path):
+    assert "config.json" in complaint("evaluate.py", f"--workdir={tmp_path}")
+    assert "config.json" in complaint(
+        "predict.py", f"--workdir={tmp_path}", f"--output={tmp_path}/out", ROOT / "README.md"
+    )
+
+
+def test_dry_run_tells_shapes_parameters_and_memory_and_writes_nothing(tmp_path):
+    done = run(
+        "train.py",
+        "--config=configs/segment_phantoms.py",
+        "--config.data.count=20",
+        f"--workdir={tmp_path}/run",
+        "--dry_run",
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for told in (
+        "optimizer.learning_rate = ",
+        "encoder0",
+        "a step needs some",
+        "image",
+    ):
+        assert told in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_the_flags():
+    done = run("train.py", "--help")
+    assert "--workdir" in done.stdout
+    assert "--config" in done.stdout
+
+
+def test_pictures_are_not_written_over_each_other(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        iio.imwrite(tmp_path / folder / "x.png", np.zeros((8, 8), np.uint8))
+    line = complaint(
+        "predict.py",
+        f"--workdir={tmp_path}",
+        f"--output={tmp_path}/out",
+        tmp_path / "a/x.png",
+        tmp_path / "b/x.png",
+    )
+    assert "same name" in line
