@@ -29,7 +29,7 @@ from jaxmed.build.experiment import Experiment, resolve
 from jaxmed.data.cache import Cached
 from jaxmed.data.loader import training_batches
 from jaxmed.data.splits import split_cases
-from jaxmed.evaluation.evaluate import main_value, predict_cases, score_cases
+from jaxmed.evaluation.evaluate import plain_scores, predict_cases, score_cases
 from jaxmed.evaluation.pictures import draw_batch
 from jaxmed.preprocessing.fingerprint import digest
 from jaxmed.training.checkpoints import Checkpoints, merge_params, restore_params
@@ -221,7 +221,7 @@ def _train(
             process_count=jax.process_count(),
         )
 
-        def evaluate(state: TrainState) -> dict[str, float]:
+        def evaluate(state: TrainState) -> dict[str, float | None]:
             variables = {"params": evaluation_params(state), **state.model_state}
             cases = predict_cases(
                 experiment.predictor(variables),
@@ -231,7 +231,7 @@ def _train(
                 prepare=experiment.prepare,
             )
             scores = score_cases(cases, experiment.quick_task)
-            return main_value(experiment.quick_task, scores)
+            return plain_scores(experiment.quick_task, scores)
 
         with (
             batches,

@@ -64,11 +64,11 @@ def summarize_cases(
     return intervals(samples, cases=len(rows), counts=count_cases(rows))
 
 
-def main_value(task: Task, scores: Mapping[int, Row]) -> dict[str, float]:
-    """The summarised scores without intervals, undefined ones left out; for training's log."""
+def plain_scores(task: Task, scores: Mapping[int, Row]) -> dict[str, float | None]:
+    """The summarised scores without intervals, None where undefined; for training's log."""
     weights = np.ones((1, len(scores)), np.float32)
     samples = task.summarize(list(scores.values()), weights=weights)
-    return {name: float(v[0]) for name, v in samples.items() if np.isfinite(v[0])}
+    return {name: float(v[0]) if np.isfinite(v[0]) else None for name, v in samples.items()}
 
 
 def write_cases(path: Path, ids: Sequence[str], rows: Mapping[int, Mapping[str, Any]]) -> None:

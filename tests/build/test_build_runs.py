@@ -1,0 +1,337 @@
+"""Whole runs on phantoms: trained, killed, resumed, evaluated, predicted; the workdir as promised."""
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import imageio.v3 as iio
+import jax
+import nibabel as nib
+import numpy as np
+import pytest
+from jaxmed.build.config import base_config, flatten, update
+from jaxmed.build.evaluations import evaluate_run
+from jaxmed.build.predictions import predict_run
+from jaxmed.build.runs import train_run
+from jaxmed.data.sources.phantom_files import write_phantoms
+from jaxmed.training.checkpoints import restore_params
+from jaxmed.types import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SMALL = {
+    "data.count": 40,
+    "data.extent": (32,),
+    "data.batch_size": 4,
+    "training.steps": 4,
+    "training.log_every": 1,
+    "training.evaluate_every": 2,
+    "training.checkpoint_every": 2,
+    "evaluation.resamples": 20,
+    "sharding.devices": 1,
+}
+NETWORK = {
+    "classification": {"model.width": 4, "model.stem_strides": 2},
+    "detection": {
+        "model.width": 4,
+        "model.stem_strides": 2,
+        "model.levels": (1, 2),
+        "model.head_features": 8,
+    },
+    "segmentation": {"model.features": (4, 8, 8)},
+}
+
+
+def small_config(task, layout="phantoms", **settings):
+    config = base_config(task, layout)
+    update(config, {**SMALL, **NETWORK[task], **settings}, where="test")
+    return config
+
+
+def digest(workdir, step=None):
+    found = restore_params(workdir / "checkpoints", step=step)
+    content = hashlib.sha256()
+    for leaf in jax.tree.leaves((found["params"], found["model_state"])):
+        content.update(np.ascontiguousarray(leaf).tobytes())
+    return content.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small finished run of each task, by name."""
+    runs = {}
+    for name, task, settings in (
+        ("classification", "classification", {}),
+        ("detection", "detection", {}),
+        ("segmentation", "segmentation", {}),
+        ("instances", "segmentation", {"data.masks": "instance"}),
+        ("volumes", "segmentation", {"data.kind": "body", "data.ndim": 3}),
+    ):
+        runs[name] = tmp_path_factory.mktemp("runs") / name
+        train_run(small_config(task, **settings), runs[name])
+    return runs
+
+
+SCORES = {
+    "classification": {
+        *("accuracy", "balanced_accuracy", "recall", "precision", "f1", "auroc"),
+        *("average_precision", "ece", "auroc/atypical"),
+    },
+    "detection": {"ap50", "ap", "froc", "ap50/round"},
+    "segmentation": {"dice", "iou", "hd95", "nsd", "dice/elongated"},
+    "instances": {"dice", "instance_ap50", "panoptic_quality"},
+    "volumes": {"dice", "dice/lesion"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCORES)
+def test_the_workdir_holds_what_people_rely_on(trained, name):
+    workdir = trained[name]
+    run = json.loads((workdir / "config.json").read_text())
+    assert run["config"]["training"]["steps"] == 4
+    assert run["seed"] == 0
+    assert {"jax", "jaxmed"} <= run["versions"].keys()
+    assert len(run["data"]["sha256"]) == 64
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in lines if e["split"] == "train"] == [1, 2, 3, 4]
+    assert [e["step"] for e in lines if e["split"] == "val"] == [2, 4]
+    assert all({"loss", "grad_norm", "seconds", "epoch"} <= e.keys() for e in lines if "loss" in e)
+    steps = {int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()}
+    assert 4 in steps
+    assert iio.imread(workdir / "batch.png").ndim == 3
+    summary = json.loads((workdir / "evaluation/val/summary.json").read_text())
+    assert summary["step"] in steps
+    assert len(summary["parameters_sha256"]) == 64
+    assert SCORES[name] <= summary["metrics"].keys()
+    for entry in summary["metrics"].values():
+        assert {"value", "low", "high", "n"} <= entry.keys()
+        if entry["value"] is not None:
+            assert entry["low"] - 1e-9 <= entry["high"]
+    with (workdir / "evaluation/val/cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    split = json.loads((workdir / "split.json").read_text())
+    assert [row["id"] for row in rows] == split["val"]
+    assert not set(split["train"]) & set(split["val"])
+    page = (workdir / "report.html").read_text()
+    assert "data:image/png;base64" in page
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.slow
+def test_evaluating_again_gives_the_same_and_the_test_part_is_apart(trained):
+    workdir = trained["classification"]
+    before = json.loads((workdir / "evaluation/val/summary.json").read_text())
+    assert not (workdir / "evaluation/test").exists()
+    again = evaluate_run(workdir, part="val")
+    assert again["metrics"] == before["metrics"]
+    assert again["parameters_sha256"] == before["parameters_sha256"]
+    test = evaluate_run(workdir, part="test")
+    assert (workdir / "evaluation/test/summary.json").exists()
+    assert test["also_in_training"] == 0
+
+
+@pytest.mark.slow
+def test_another_data_set_is_evaluated_whole(trained, tmp_path):
+    write_phantoms(tmp_path / "other", layout="pairs", count=6, size=40, seed=5, parts=False)
+    workdir = trained["segmentation"]
+    run = json.loads((workdir / "config.json").read_text())
+    config = base_config("segmentation")
+    update(
+        config,
+        {
+            **flatten(run["config"]),
+            "data.layout": "pairs",
+            "data.path": str(tmp_path / "other"),
+            "data.class_names": tuple(run["data"]["info"]["class_names"]),
+        },
+        where="test",
+    )
+    summary = evaluate_run(workdir, part="all", config=config)
+    assert summary["cases"] == 6
+    with pytest.raises(UserError, match="--split=all"):
+        evaluate_run(workdir, part="test", config=config)
+
+
+@pytest.mark.slow
+def test_pictures_are_classified_and_tabled(trained, tmp_path, capsys):
+    write_phantoms(tmp_path / "new", layout="pairs", count=3, size=48, parts=False)
+    images = tmp_path / "new/images"
+    first = next(images.iterdir())
+    iio.imwrite(images / "colour.jpg", np.repeat(iio.imread(first)[..., None], 3, -1))
+    predict_run(trained["classification"], [str(images)], output=tmp_path / "out", overlay=True)
+    with (tmp_path / "out/predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(r["file"] for r in rows) == sorted(p.name for p in images.iterdir())
+    for row in rows:
+        assert list(row) == ["file", "prediction", "round", "elongated", "atypical"]
+        probabilities = [float(row[name]) for name in ("round", "elongated", "atypical")]
+        np.testing.assert_allclose(sum(probabilities), 1, atol=1e-5)
+        assert float(row[row["prediction"]]) == max(probabilities)
+    assert len(list((tmp_path / "out/overlays").iterdir())) == 4
+
+
+@pytest.mark.slow
+def test_detections_are_coco_results_in_the_file_s_own_pixels(trained, tmp_path):
+    write_phantoms(tmp_path / "new", layout="pairs", count=2, size=(40, 60), parts=False)
+    predict_run(
+        trained["detection"], [str(tmp_path / "new/images")], output=tmp_path / "out", overlay=True
+    )
+    boxes = json.loads((tmp_path / "out/detections.json").read_text())
+    assert boxes
+    for box in boxes:
+        x, y, width, height = box["bbox"]
+        assert 0 <= x <= x + width <= 60.001
+        assert 0 <= y <= y + height <= 40.001
+        assert box["file_name"].endswith(".png")
+        assert 0 < box["score"] <= 1
+        assert box["category_id"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["segmentation", "instances"])
+def test_masks_of_pictures_have_their_size(trained, tmp_path, name):
+    write_phantoms(tmp_path / "new", layout="pairs", count=2, size=(40, 61), parts=False)
+    images = tmp_path / "new/images"
+    predict_run(trained[name], [str(images)], output=tmp_path / "out", overlay=True)
+    for image in images.iterdir():
+        assert iio.imread(tmp_path / "out" / image.name).shape == (40, 61)
+
+
+@pytest.mark.slow
+def test_a_mask_of_an_oblique_volume_has_its_shape_and_affine(trained, tmp_path):
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([-1.5, 2.0, 4.0])
+    affine[:3, 3] = [10, -20, 30]
+    volume = nib.Nifti1Image(rng.normal(0, 100, (37, 21, 18)).astype(np.float32), affine)
+    nib.save(volume, tmp_path / "scan.nii.gz")
+    predict_run(
+        trained["volumes"], [str(tmp_path / "scan.nii.gz")], output=tmp_path / "out", overlay=True
+    )
+    mask = nib.load(tmp_path / "out/scan.nii.gz")
+    assert mask.shape == (37, 21, 18)
+    np.testing.assert_array_equal(mask.affine, nib.load(tmp_path / "scan.nii.gz").affine)
+    assert np.asarray(mask.dataobj).max() <= 2
+
+
+@pytest.mark.slow
+def test_a_volume_is_refused_by_a_network_of_pictures(trained, tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.float32), np.eye(4)), tmp_path / "a.nii.gz")
+    with pytest.raises(UserError, match="3 dimensions"):
+        predict_run(
+            trained["segmentation"], [str(tmp_path / "a.nii.gz")], output=tmp_path / "out"
+        )
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_only_with_the_same_config(trained):
+    workdir = trained["classification"]
+    with pytest.raises(UserError, match=r"optimizer.learning_rate: 0.001 -> 0.01"):
+        train_run(small_config("classification", **{"optimizer.learning_rate": 0.01}), workdir)
+    with pytest.raises(UserError, match="other data"):
+        train_run(small_config("classification", **{"data.count": 41}), workdir)
+    before = digest(workdir)
+    train_run(small_config("classification", **{"training.log_every": 3}), workdir)
+    assert digest(workdir) == before
+
+
+@pytest.mark.slow
+def test_a_longer_run_under_a_constant_schedule_goes_on(tmp_path):
+    constant = {"optimizer.schedule": "constant", "optimizer.warmup": 0.0}
+    train_run(small_config("classification", **constant), tmp_path / "a")
+    longer = small_config("classification", **constant, **{"training.steps": 6})
+    train_run(longer, tmp_path / "a")
+    train_run(longer, tmp_path / "b")
+    assert digest(tmp_path / "a", 6) == digest(tmp_path / "b", 6)
+
+
+@pytest.mark.slow
+def test_weights_of_another_run_are_the_start(trained, tmp_path, capsys):
+    config = small_config(
+        "classification",
+        **{"model.init": str(trained["classification"]), "data.kind": "body", "data.channels": 1},
+    )
+    train_run(config, tmp_path / "run")
+    assert "fresh: head/bias, head/kernel" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sharding",
+    [
+        {"sharding.devices": 2},
+        {"sharding.devices": 4},
+        {"sharding.devices": 4, "sharding.fsdp": True},
+        {"sharding.devices": 4, "sharding.mode": "pmap"},
+    ],
+)
+def test_many_devices_agree_with_one(trained, tmp_path, sharding):
+    train_run(small_config("segmentation", **sharding), tmp_path / "run")
+    one = restore_params(trained["segmentation"] / "checkpoints", step=4)
+    many = restore_params(tmp_path / "run/checkpoints", step=4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one["params"], many["params"]
+    )
+
+
+def script(workdir, *arguments):
+    command = [sys.executable, str(ROOT / "experiments/train.py")]
+    flags = {**SMALL, **NETWORK["classification"], "training.steps": 12}
+    flags["training.checkpoint_every"] = 3
+    flags = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in flags.items()}
+    return subprocess.Popen(
+        [
+            *command,
+            "--config=configs/classify_phantoms.py",
+            f"--workdir={workdir}",
+            *(f"--config.{key}={value}" for key, value in flags.items()),
+            *arguments,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(path, process):
+    for _ in range(1200):
+        if path.exists():
+            return
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not appear")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path, number):
+    whole = script(tmp_path / "whole")
+    assert whole.wait(300) == 0, whole.stdout.read()
+    killed = script(tmp_path / "killed")
+    wait_for(tmp_path / "killed/checkpoints/6", killed)
+    killed.send_signal(number)
+    killed.wait(120)
+    assert not (tmp_path / "killed/checkpoints/12").exists(), "it was killed too late to tell"
+    again = script(tmp_path / "killed")
+    out, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, out
+    assert "going on from step" in out
+    assert digest(tmp_path / "killed", 12) == digest(tmp_path / "whole", 12)
+
+    def log(workdir):
+        lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        drop = ("seconds", "images_per_second", "data_wait")
+        return [{k: v for k, v in line.items() if k not in drop} for line in lines]
+
+    assert log(tmp_path / "killed") == log(tmp_path / "whole")
