@@ -17,16 +17,15 @@ PRESETS = {
         "data.size": (240, 320),
         "data.fit": "stretch",
         "data.batch_size": 8,
-        "model.width": 48,
+        "model.width": 32,
         "model.stem_strides": 4,
         "model.levels": (1, 2, 3),
-        "augmentation.rot90": False,
         "augmentation.affine": 0.5,
         "augmentation.scale": (0.7, 1.3),
         "augmentation.rotation": 0.0,
         "augmentation.color": 0.3,
         "optimizer.ema": 0.998,
-        "training.epochs": 70.0,
+        "training.epochs": 50.0,
     },
 }
 

@@ -14,13 +14,14 @@ PRESETS = {
     "": {},
     "hippocampus": {
         "data.patch": (40, 56, 40),
-        "data.batch_size": 8,
+        "data.batch_size": 4,
         "model.features": (16, 32, 64, 128),
         "augmentation.affine": 0.4,
         "augmentation.rotation": 20.0,
         "augmentation.flip_axes": (0,),
         "optimizer.ema": 0.99,
-        "training.steps": 500,
+        "optimizer.learning_rate": 0.002,
+        "training.steps": 1000,
         "evaluation.overlap": 0.5,
     },
 }

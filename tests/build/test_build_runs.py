@@ -298,9 +298,8 @@ def script(workdir, *arguments):
         ],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
+        stdout=(workdir.parent / "output.txt").open("a"),
         stderr=subprocess.STDOUT,
-        text=True,
     )
 
 
