@@ -109,7 +109,7 @@ def _whole_image(
     return {
         "data.size": size,
         "data.fit": "stretch" if uniform and not detection else "pad",
-        "data.batch_size": _batch(voxels, fingerprint["cases"], least=8),
+        "data.batch_size": _batch(voxels, fingerprint["cases"], most=16 if detection else 32),
         "model.width": 32 if info.ndim == 2 else 16,
         "model.stem_strides": stem,
         "model.levels": (1, 2, 3) if stem * 2 >= 4 or info.ndim == 3 else (2, 3),
@@ -135,7 +135,7 @@ def _segmentation(
     features = tuple(min(width * 2**i, 256) for i in range(len(strides) + 1))
     settings |= {
         "data.patch": patch,
-        "data.batch_size": _batch(voxels / 4, fingerprint["cases"], least=2),
+        "data.batch_size": _batch(voxels, fingerprint["cases"], most=8),
         "model.features": features,
         "model.strides": strides,
     }
@@ -175,10 +175,12 @@ def _strides(patch: Sequence[int], spacing: np.ndarray) -> tuple[tuple[int, ...]
     return tuple(strides)
 
 
-def _batch(voxels: float, cases: int, *, least: int) -> int:
-    """A power of two: images of some 130,000 voxels in all, at most a fifth of all cases."""
-    wanted = min(128, max(least, 131_072 / voxels), max(2, cases / 5))
-    return 2 ** int(math.log2(wanted))
+def _batch(voxels: float, cases: int, *, most: int) -> int:
+    """A power of two: at most `most`, some 300,000 voxels, and a fifth of all cases.
+
+    In a given time many updates from small batches learn more than a few from large ones.
+    """
+    return 2 ** int(math.log2(max(2, min(most, 300_000 / voxels, cases / 5))))
 
 
 def _round_up(value: float, multiple: int) -> int:
