@@ -92,6 +92,8 @@ class Source(Protocol):
         info: what is known of the set.
         ids: one name a case, unique, free of patient names.
         patients: one patient (or other group that must not be split) a case, or None.
+        labels: class of each case, or (classes,) of 0 and 1, where images have one (classification)
+            and it is known without reading them; None elsewhere. Splits spread them evenly.
         parts: the rows of each given part ("train", "val", "test"); empty where none is given.
         notes: what was odd about the set and was repaired or left out, a sentence each.
     """
@@ -104,6 +106,9 @@ class Source(Protocol):
 
     @property
     def patients(self) -> Sequence[str] | None: ...  # noqa: D102
+
+    @property
+    def labels(self) -> Sequence[Any] | np.ndarray | None: ...  # noqa: D102
 
     @property
     def parts(self) -> Mapping[str, Sequence[int]]: ...  # noqa: D102

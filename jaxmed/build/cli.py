@@ -30,8 +30,12 @@ def define_workdir_config() -> None:
     """
     flags.DEFINE_string("workdir", None, "Folder of the run, as train.py wrote it.")
     workdir = _look_up("workdir", sys.argv[1:])
-    if workdir is not None and (Path(workdir) / "config.json").is_file():
+    if workdir is None or not (Path(workdir) / "config.json").is_file():
+        return
+    try:
         config_flags.DEFINE_config_dict("config", config_of_run(read_run(Path(workdir))))
+    except UserError as error:
+        _fail(str(error))
 
 
 def workdir_config() -> ConfigDict | None:

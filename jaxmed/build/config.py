@@ -162,7 +162,7 @@ def _optimizer_config(task: str) -> dict[str, Any]:
         "weight_decay": 1e-4 if task == "segmentation" else 0.02,
         "clip_norm": 1.0 if task != "segmentation" else 12.0,
         "schedule": "cosine",  # constant, cosine, polynomial, onecycle
-        "warmup": 0.05,  # share of the steps
+        "warmup": 0.05,  # below 1 a share of the steps, else steps
         "accumulate": 1,  # batches an update
         "ema": 0.0,  # decay of the averaged weights; 0 is off
     }

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build import pieces
-from jaxmed.build.config import flatten, write_json
+from jaxmed.build.config import differences, flatten, write_json
 from jaxmed.build.runs import SPLIT_FILE, TrainedRun, load_run, read_split
 from jaxmed.evaluation import curves, pictures
 from jaxmed.evaluation.evaluate import (
@@ -52,6 +52,9 @@ def evaluate_run(
     workdir = Path(workdir)
     run = load_run(workdir, config)
     if source is None:
+        # Other data may lack a class, or not name them.
+        if run.experiment.config.data.layout not in ("phantoms", "msd", "medmnist"):
+            run.experiment.config.data.class_names = run.info.class_names
         source = pieces.make_source(run.experiment.config)
         for note in source.notes:
             print(f"data: {note}")
@@ -74,7 +77,9 @@ def evaluate_run(
         "part": part,
         "cases": len(scores),
         "resampled": "cases" if source.patients is None else "patients",
+        "data_path": settings.data.path,
         "data_sha256": digest(source),
+        "overrides": differences(flatten(run.run["config"]), flatten(settings)),
         "also_in_training": overlap,
         "notes": list(source.notes),
     }
@@ -119,7 +124,7 @@ def find_part(workdir: Path, run: TrainedRun, source: Source, part: str) -> tupl
 
 
 def _check_fits(run: TrainedRun, source: Source) -> None:
-    for name in ("task", "ndim", "class_names"):
+    for name in ("task", "ndim", "class_names", "multilabel", "instances"):
         trained, found = getattr(run.info, name), getattr(source.info, name)
         if trained != found:
             raise UserError(

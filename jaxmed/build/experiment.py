@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -198,7 +199,11 @@ REQUIRED = {
 
 
 def resolve(
-    config: ConfigDict, source: Source, rows: Sequence[int]
+    config: ConfigDict,
+    source: Source,
+    rows: Sequence[int],
+    *,
+    earlier: Mapping[str, Any] | None = None,
 ) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
     """Fill in what the config leaves to the plan, from the training part.
 
@@ -206,6 +211,8 @@ def resolve(
         config: as given; not changed.
         source: the data set.
         rows: of the training part.
+        earlier: flat resolved config of the run that is to go on; what was left open then keeps
+            its value, so that other software or hardware cannot plan another one.
 
     Returns:
         the resolved config, the settings that the plan made, and the fingerprint.
@@ -217,14 +224,22 @@ def resolve(
     given = flatten(config)
     fingerprint = take_fingerprint(source, rows, channels=config.data.channels)
     settings: dict[str, Any] = {}
-    if config.plan == "auto":
+    if earlier is not None:
+        settings = {k: v for k, v in earlier.items() if k in given and is_open(given[k])}
+        settings = {k: v for k, v in settings.items() if not is_open(v)}
+        if config.optimizer.schedule == "constant":
+            settings["optimizer.warmup"] = earlier["optimizer.warmup"]
+    elif config.plan == "auto":
         settings = plan_settings(fingerprint, source.info, given)
     elif config.plan != "none":
         settings = {k: v for k, v in _read_plan(config.plan).items() if is_open(given.get(k))}
     update(config, settings, where=f"plan={config.plan}")
+    if "data.batch_size" in settings and earlier is None:
+        _fit_to_devices(config, settings)
+    _check_complete(config, leave_out=("training.steps",))
     _check_shapes(config, source.info)
     _check_levels(config, source.info)
-    if config.training.epochs:
+    if config.training.epochs and not config.training.steps:
         steps = max(1, round(config.training.epochs * len(rows) / max(config.data.batch_size, 1)))
         update(config, {"training.steps": steps}, where="training.epochs")
     elif config.plan == "auto" and not config.training.steps:
@@ -238,6 +253,8 @@ def resolve(
             batch_size=config.data.batch_size,
         )
         update(config, {"training.steps": settings["training.steps"]}, where="plan=auto")
+    if 0 < config.optimizer.warmup < 1:  # in steps, so that a longer run warms up alike
+        config.optimizer.warmup = float(math.ceil(config.optimizer.warmup * config.training.steps))
     every = max(1, config.training.steps // 10)
     for key in ("evaluate_every", "checkpoint_every"):
         config.training[key] = config.training[key] or every
@@ -284,9 +301,17 @@ def _check_levels(config: ConfigDict, info: DatasetInfo) -> None:
         )
 
 
-def _check_complete(config: ConfigDict) -> None:
+def _fit_to_devices(config: ConfigDict, settings: dict[str, Any]) -> None:
+    """Round a planned batch up to what the devices can share equally."""
+    devices = config.sharding.devices or len(jax.devices())
+    size = -(-config.data.batch_size // devices) * devices
+    settings["data.batch_size"] = config.data.batch_size = size
+
+
+def _check_complete(config: ConfigDict, *, leave_out: Sequence[str] = ()) -> None:
     flat = flatten(config)
-    missing = [k for k in REQUIRED["all"] + REQUIRED[config.task] if is_open(flat[k])]
+    required = [k for k in REQUIRED["all"] + REQUIRED[config.task] if k not in leave_out]
+    missing = [k for k in required if is_open(flat[k])]
     if missing:
         raise UserError(
             f"plan={config.plan} leaves {', '.join(missing)} open; set them with "

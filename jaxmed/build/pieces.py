@@ -23,6 +23,7 @@ from jaxmed.data.sources.pairs import ImageMaskPairs
 from jaxmed.data.sources.phantoms import Phantoms
 from jaxmed.data.sources.tfds import TFDS
 from jaxmed.data.sources.voc import PascalVOC
+from jaxmed.models.blocks import NORMS
 from jaxmed.models.detector import Detector
 from jaxmed.models.resnet import STAGES, ResNet, ResNetBackbone
 from jaxmed.models.unet import UNet
@@ -84,10 +85,10 @@ def make_source(config: ConfigDict) -> Source:
     return make(data, config.task)
 
 
-def choose(registry: Mapping[str, Any], name: str, *, key: str) -> Any:
+def choose(registry: Mapping[Any, Any], name: Any, *, key: str) -> Any:
     """Look a name up, or say what there is."""
     if name not in registry:
-        raise UserError(f"{key} is {name!r}; expected one of {', '.join(registry)}")
+        raise UserError(f"{key} is {name!r}; expected one of {', '.join(map(str, registry))}")
     return registry[name]
 
 
@@ -115,6 +116,8 @@ def make_task(
             info.class_names,
             box_weight=config.loss.box_weight,
             iou_threshold=config.evaluation.iou,
+            # Room for the most objects that training saw; the scores use COCO's 100 a class.
+            max_detections=max(100, config.data.max_boxes),
         )
     return Segmentation(
         info.class_names,
@@ -145,6 +148,7 @@ def make_model(config: ConfigDict, info: DatasetInfo, *, outputs: int, mapped: b
         mapped: whether it runs under `pmap`, where batch statistics must be shared by name.
     """
     model = config.model
+    choose(dict.fromkeys(NORMS), model.norm, key="model.norm")
     dtype = model_dtype(model.dtype)
     axis_name = AXIS if mapped else None
     if model.name == "unet":
@@ -160,6 +164,9 @@ def make_model(config: ConfigDict, info: DatasetInfo, *, outputs: int, mapped: b
             dtype=dtype,
         )
     choose(dict.fromkeys([*STAGES, "unet"]), model.name, key="model.name")
+    choose(dict.fromkeys((1, 2, 4)), model.stem_strides, key="model.stem_strides")
+    if any(level not in range(4) for level in model.levels):
+        raise UserError(f"model.levels is {tuple(model.levels)}; the backbone has stages 0 to 3")
     if info.task == "segmentation":
         raise UserError(f"model.name is {model.name!r}, which does not segment; use unet")
     backbone = ResNetBackbone(
@@ -196,6 +203,10 @@ def make_augment(config: ConfigDict, info: DatasetInfo) -> Augment | None:
     if not a.enabled:
         return None
     axes = tuple(a.flip_axes) or tuple(range(info.ndim))
+    if axes != (-1,) and any(axis not in range(info.ndim) for axis in axes):
+        raise UserError(
+            f"augmentation.flip_axes is {axes}; expected axes 0 to {info.ndim - 1}, or -1 for none"
+        )
     affine = {
         "rotation": a.rotation,
         "scale": a.scale,
@@ -342,7 +353,7 @@ def make_training_view(config: ConfigDict) -> TrainingView:
 
 
 def fill_value(config: ConfigDict) -> float:
-    """What is beyond the image: the mean, which is 0 once images are normalised."""
+    """What is beyond the image: the set's mean, or the 0 that normalised images are about."""
     if config.data.normalization != "dataset":
         return 0.0
     return float(np.mean(config.data.intensity.mean))
@@ -357,7 +368,8 @@ def make_optimization(config: ConfigDict) -> tuple[Optimizer, Schedule, dict[str
     """Optimizer, schedule, and the numbers that both read."""
     o = config.optimizer
     steps = config.training.steps
-    warmup = min(math.ceil(o.warmup * steps), max(steps - 1, 0))
+    warmup = math.ceil(o.warmup * steps) if o.warmup < 1 else int(o.warmup)
+    warmup = min(warmup, max(steps - 1, 0))
     name = "one_cycle" if o.schedule == "onecycle" else o.schedule
     schedule = make_schedule(name, steps=max(steps, 1), warmup_steps=warmup)
     hyper = {"learning_rate": o.learning_rate, "weight_decay": o.weight_decay}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build.runs import load_run, make_folder
@@ -52,21 +53,24 @@ def predict_run(
             _check(path, example, info)
             yield run.experiment.prepare(example)
 
-    for example, raw in run.predict(examples()):
-        index = int(example["index"])
-        name, image = files[index][0], images.pop(index)
-        prediction = run.experiment.task.restore(raw, example)
-        print(f"{name}: {writer.add(name, image, prediction)}")
-        if overlay:
-            picture = output / "overlays" / f"{name}.png"
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            draw_overlay(
-                picture,
-                image.array,
-                **drawn_prediction(prediction, info),
-                class_names=info.class_names,
-            )
-    print(f"{len(files)} images -> {writer.close()}")
+    try:
+        for example, raw in run.predict(examples()):
+            index = int(example["index"])
+            name, image = files[index][0], images.pop(index)
+            prediction = run.experiment.task.restore(raw, example)
+            print(f"{name}: {writer.add(name, image, prediction)}")
+            if overlay:
+                _draw(output / "overlays" / f"{name}.png", image, prediction, info)
+    finally:
+        # A broken file must not lose what was predicted before it.
+        written = writer.close()
+    print(f"{len(files)} images -> {written}")
+
+
+def _draw(path: Path, image: Image, prediction: Any, info: DatasetInfo) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown = drawn_prediction(prediction, info)
+    draw_overlay(path, image.array, spacing=image.spacing, class_names=info.class_names, **shown)
 
 
 def find_inputs(inputs: Sequence[str]) -> list[tuple[str, Path]]:
@@ -105,6 +109,8 @@ def _check(path: Path, example: Example, info: DatasetInfo) -> None:
     ndim = example["image"].ndim - 1
     if ndim != info.ndim:
         raise UserError(f"{path}: has {ndim} dimensions; the network was trained on {info.ndim}")
+    if not np.isfinite(example["image"]).all():
+        raise UserError(f"{path}: holds NaN or infinite values; repair the file or leave it out")
 
 
 def _make_writer(output: Path, info: DatasetInfo) -> Any:

@@ -42,8 +42,16 @@ from jaxmed.types import DatasetInfo, Source, UserError
 SPLIT_FILE = "split.json"
 
 # What cannot change the result, so a run may go on with another value.
-FREE = ("data.workers", "data.cache_gb", "data.path", "data.download", "evaluation.batch_size",
-        "evaluation.resamples", "plan")  # fmt: skip
+FREE = (
+    "plan",
+    "data.path",
+    "data.download",
+    "data.workers",
+    "data.cache_gb",
+    "data.max_boxes",
+    "evaluation.batch_size",
+    "evaluation.resamples",
+)
 
 
 def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> None:
@@ -63,8 +71,12 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
     source = pieces.make_source(config)
     for note in source.notes:
         print(f"data: {note}")
-    split = read_split(workdir, source) or _make_split(config, source)
-    config, settings, fingerprint = resolve(config, source, split["train"])
+    # What an attempt left that never came to a checkpoint binds nobody.
+    earlier = read_run(workdir) if not dry_run and has_checkpoints(workdir) else None
+    split = (read_split(workdir, source) if earlier else None) or _make_split(config, source)
+    config, settings, fingerprint = resolve(
+        config, source, split["train"], earlier=flatten(earlier["config"]) if earlier else None
+    )
     print_plan(settings)
     experiment = Experiment(config, source.info, fingerprint["class_counts"])
     if dry_run:
@@ -95,6 +107,11 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether a run came as far as a finished checkpoint."""
+    return any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*"))
+
+
 def read_split(workdir: Path, source: Source) -> dict[str, list[int]] | None:
     """The split that a run saved, as rows of `source`; None where there is none."""
     path = workdir / SPLIT_FILE
@@ -112,11 +129,10 @@ def read_split(workdir: Path, source: Source) -> dict[str, list[int]] | None:
 
 
 def _make_split(config: ConfigDict, source: Source) -> dict[str, list[int]]:
-    labels = getattr(source, "labels", None)
     split, notes = split_cases(
         source.ids,
         patients=source.patients,
-        labels=labels,
+        labels=source.labels,
         parts=source.parts,
         fractions=tuple(config.data.fractions),
         seed=config.seed,
@@ -124,6 +140,12 @@ def _make_split(config: ConfigDict, source: Source) -> dict[str, list[int]]:
     for note in notes:
         print(f"split: {note}")
     print("split: " + ", ".join(f"{part} {len(rows)}" for part, rows in split.items()))
+    for part in ("train", "val"):
+        if not split.get(part):
+            raise UserError(
+                f"data.path={config.data.path}: has no {part} part to train with; give cases "
+                "without a part, or name their parts in a split.csv"
+            )
     return split
 
 
@@ -170,8 +192,7 @@ def _commit() -> str | None:
 def _write_or_compare(workdir: Path, run: dict[str, Any]) -> None:
     """Write config.json, or refuse to go on with a config or data that change the result."""
     path = workdir / CONFIG_FILE
-    has_checkpoints = any((workdir / "checkpoints").glob("[0-9]*"))
-    if not path.exists() or not has_checkpoints:
+    if not has_checkpoints(workdir):
         write_json(path, run)
         return
     old = read_run(workdir)

@@ -48,6 +48,11 @@ class Cached:
         return self._source.patients
 
     @property
+    def labels(self) -> Sequence[Any] | np.ndarray | None:
+        """Of the source beneath."""
+        return self._source.labels
+
+    @property
     def parts(self) -> Mapping[str, Sequence[int]]:
         """Of the source beneath."""
         return self._source.parts

@@ -28,9 +28,10 @@ def take_fingerprint(
     Returns:
         plain numbers and lists, ready for JSON: `cases`, `opened`, `shapes` (one an opened image),
         `spacing` (median), `spacing_varies`, `dtypes`, `mean`, `std`, `low`, `high` (each channel:
-        0.5 and 99.5 percentile), `class_counts` (images, boxes or voxels a class), `max_boxes` and
-        `box_sizes` (5, 50 and 95 percentile of the longest side).
+        0.5 and 99.5 percentile), `class_counts` (boxes or voxels a class, or images of the whole
+        part), `max_boxes` and `box_sizes` (5, 50 and 95 percentile of the longest side).
     """
+    rng = np.random.default_rng(0)
     chosen = _spread(rows, limit)
     shapes, spacings, dtypes, voxels = [], [], set(), []
     counts = np.zeros(len(source.info.class_names), np.int64)
@@ -44,12 +45,18 @@ def take_fingerprint(
         spacings.append(example["spacing"])
         dtypes.add(str(image.dtype))
         flat = image.reshape(-1, image.shape[-1])
-        voxels.append(flat[:: max(1, len(flat) // VOXELS_AN_IMAGE)].astype(np.float32))
+        # At random: a regular stride would fall in step with the columns of an image.
+        sample = rng.integers(0, len(flat), min(len(flat), VOXELS_AN_IMAGE))
+        voxels.append(flat[sample].astype(np.float32))
         counts += _class_counts(example, source.info.instances, len(counts))
         if "boxes" in example:
             low, high = np.split(example["boxes"], 2, axis=-1)
             boxes.append(len(low))
             box_sides.extend((high - low).max(-1, initial=0).tolist())
+    if source.labels is not None:  # all of the part, not only what was opened
+        known = np.asarray([source.labels[row] for row in rows])
+        one_hot = known if known.ndim == 2 else known[:, None] == np.arange(len(counts))
+        counts = one_hot.sum(0)
     return {
         "cases": len(rows),
         "opened": len(chosen),

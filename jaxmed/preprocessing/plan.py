@@ -95,14 +95,16 @@ def _whole_image(
     detection = info.task == "detection"
     shapes = np.asarray(fingerprint["shapes"])
     median = np.median(shapes, axis=0)
-    longest = {2: 320 if detection else 128, 3: 64}[info.ndim]
+    longest: float = {2: 320 if detection else 128, 3: 64}[info.ndim]
+    if detection and fingerprint["box_sizes"]:
+        # Small objects must keep some 12 voxels, as far as the memory allows.
+        wanted = median.max() * 12 / max(fingerprint["box_sizes"][0], 1)
+        longest = float(np.clip(wanted, longest, 2 * longest))
     multiple = 16 if detection else 4
     shrink = min(1.0, longest / median.max())
     size = tuple(_round_up(side * shrink, multiple) for side in median)
     size = tuple(given.get("data.size") or size)
     stem = 1 if max(size) <= 40 else 2 if max(size) <= 96 else 4
-    if detection and "box_sizes" in fingerprint and fingerprint["box_sizes"]:
-        stem = min(stem, 2) if max(size) <= 160 else stem
     aspects = shapes / shapes.max(1, keepdims=True)
     uniform = bool(np.ptp(aspects, axis=0).max() < 0.05)
     voxels = math.prod(size) / stem**info.ndim
@@ -123,7 +125,9 @@ def _segmentation(
     settings: dict[str, Any] = {}
     shapes = np.asarray(fingerprint["shapes"], float)
     spacing = np.asarray(fingerprint["spacing"])
-    if info.ndim == 3 and fingerprint["spacing_varies"]:
+    # Thick slices are named too, since augmentation turns such volumes in their plane only.
+    thick = spacing.max() >= 3 * spacing.min()
+    if info.ndim == 3 and (fingerprint["spacing_varies"] or thick):
         settings["data.spacing"] = tuple(float(s) for s in spacing)
     target = np.asarray(given.get("data.spacing") or spacing)
     median = np.median(shapes, axis=0) * spacing / target

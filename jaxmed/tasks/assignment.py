@@ -59,5 +59,5 @@ def assign(
     mine = chosen & (jnp.arange(len(true_labels))[:, None] == owner)
     peak = jnp.where(mine, fitness, 0).max(1, keepdims=True)
     reach = jnp.where(mine, overlap, 0).max(1, keepdims=True)
-    target = jnp.where(mine, fitness / jnp.maximum(peak, 1e-12) * reach, 0).max(0)
+    target = jnp.where(mine, fitness / jnp.maximum(peak, 1e-30) * reach, 0).max(0)
     return jnp.where(positive, owner, -1), target

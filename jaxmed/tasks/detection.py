@@ -96,7 +96,8 @@ class Detection:
         def one(logits: jax.Array, boxes: jax.Array) -> dict[str, jax.Array]:
             # Every class of every cell is a candidate; suppression needs only the best few.
             flat = jax.nn.sigmoid(logits).reshape(-1)
-            scores, index = jax.lax.top_k(flat, min(1000, flat.shape[0]))
+            most = max(1000, 10 * self.max_detections)
+            scores, index = jax.lax.top_k(flat, min(most, flat.shape[0]))
             labels = (index % logits.shape[-1]).astype(jnp.int32)
             candidates = clip_boxes(boxes[index // logits.shape[-1]], shape)
             rows, found = nms(
@@ -116,15 +117,17 @@ class Detection:
 
     def restore(self, prediction: Any, example: Example) -> dict[str, np.ndarray]:
         """Drop padding and put boxes into the file's own grid."""
-        found = np.asarray(prediction["labels"]) >= 0
         boxes = restore_boxes(
-            np.asarray(prediction["boxes"])[found],
+            np.asarray(prediction["boxes"]),
             scale=example["scale"],
             offset=example["offset"],
             shape=example["shape"].tolist(),
         )
+        low, high = np.split(boxes, 2, axis=-1)
+        # What lies in the padding about an image has no extent in the file's own grid.
+        found = (np.asarray(prediction["labels"]) >= 0) & (high > low).all(-1)
         return {
-            "boxes": boxes,
+            "boxes": boxes[found],
             "scores": np.asarray(prediction["scores"])[found],
             "labels": np.asarray(prediction["labels"])[found],
         }
@@ -138,7 +141,6 @@ class Detection:
             example["boxes"],
             example["box_label"],
             classes=len(self.class_names),
-            max_detections=self.max_detections,
         )
 
     def describe(self, row: Row) -> dict[str, float | str]:

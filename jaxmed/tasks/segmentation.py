@@ -145,15 +145,14 @@ def instance_targets(mask: Int[Array, "batch *spatial"]) -> Int[Array, "batch *s
     """Instance numbers -> 0 background, 1 inside, 2 border; -1 stays.
 
     The border of an instance are its voxels that touch another instance or the background, here
-    or diagonally.
+    or diagonally; beside an ignored voxel, or the edge of the image, there is none.
     """
     window = (1,) + (3,) * (mask.ndim - 1)
     ones = (1,) * mask.ndim
-    highest = jax.lax.reduce_window(
-        mask, jnp.iinfo(mask.dtype).min, jax.lax.max, window, ones, "SAME"
-    )
-    lowest = jax.lax.reduce_window(
-        mask, jnp.iinfo(mask.dtype).max, jax.lax.min, window, ones, "SAME"
+    least, most = jnp.iinfo(mask.dtype).min, jnp.iinfo(mask.dtype).max
+    highest, lowest = (
+        jax.lax.reduce_window(jnp.where(mask < 0, start, mask), start, choose, window, ones, "SAME")
+        for start, choose in ((least, jax.lax.max), (most, jax.lax.min))
     )
     border = (highest != mask) | (lowest != mask)
     return jnp.where(mask > 0, jnp.where(border, 2, 1), mask)

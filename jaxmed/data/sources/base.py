@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +70,8 @@ class FileSource:
         self.patients: Sequence[str] | None = known_patients(
             self.ids, [case.patient for case in cases], self.parts, notes=said
         )
+        labels = [case.label for case in cases]
+        self.labels: Sequence[Any] | None = labels if labels and None not in labels else None
         self._cases = tuple(cases)
         self._channels = channels
         self._read_mask = read_mask

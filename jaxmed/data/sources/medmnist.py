@@ -65,8 +65,8 @@ class MedMNIST:
         ndim, channels = _image_layout(stored, parts, known, findings)
         findings.finish()
         self._ndim, self._part_names = ndim, parts
-        self._labels, multilabel = _class_labels(labels, known, findings)
-        names = _class_names(self._labels, known, class_names, multilabel, file)
+        self.labels, multilabel = _class_labels(labels, known, findings)
+        names = _class_names(self.labels, known, class_names, multilabel, file)
         self.info = DatasetInfo(
             name=name or file.stem,
             task="classification",
@@ -121,7 +121,7 @@ class MedMNIST:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> Example:
         return self.read(index)
@@ -137,7 +137,7 @@ class MedMNIST:
                 break
             place -= len(array)
         example = make_example(array[place].copy(), index=row)
-        example["label"] = np.array(self._labels[row], np.int32)
+        example["label"] = np.array(self.labels[row], np.int32)
         check_example(example, self.info, where=f"{self._file} {self.ids[row]}")
         return crop_example(example, region)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -88,6 +89,7 @@ class Phantoms:
         self.patients: Sequence[str] | None = None
         if kind == "body":
             self.patients = [f"patient_{group:05d}" for group in groups]
+        self.labels: Sequence[Any] | None = None  # drawn with the images
         self.parts: Mapping[str, Sequence[int]] = _cut(groups)
         self.notes: Sequence[str] = ["The images are made up; scores say nothing of real ones."]
 

@@ -64,6 +64,7 @@ class TFDS:
         rows = [(name, row) for name, size in zip(used, sizes, strict=True) for row in range(size)]
         self.ids: Sequence[str] = [f"{name}_{row:05d}" for name, row in rows]
         self.patients: Sequence[str] | None = None
+        self.labels: Sequence[Any] | None = None  # known only by reading
         self.parts: Mapping[str, Sequence[int]] = part_rows([names[name] or "" for name, _ in rows])
         image = self._image(self._fetch(0))
         self.info = DatasetInfo(
