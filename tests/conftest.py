@@ -15,7 +15,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 # Worker processes of the data loader read absl flags, which pytest never parses.
 absl.flags.FLAGS.mark_as_parsed()
 # Every annotated array of the package is checked for its shape and type while the tests run.
-jaxtyping.install_import_hook("jaxmed", "beartype.beartype")
+jaxtyping.install_import_hook("jaxmed", "typechecker.check")
 
 
 @pytest.fixture(scope="session")

@@ -157,7 +157,7 @@ def _model_config(task: str) -> dict[str, Any]:
 def _optimizer_config(task: str) -> dict[str, Any]:
     return {
         "name": "adamw",  # sgd, adam, adamw
-        "learning_rate": 1e-3,
+        "learning_rate": 3e-3 if task == "segmentation" else 1e-3,
         "momentum": 0.9,
         "weight_decay": 1e-4 if task == "segmentation" else 0.02,
         "clip_norm": 1.0 if task != "segmentation" else 12.0,

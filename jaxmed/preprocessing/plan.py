@@ -134,9 +134,8 @@ def _segmentation(
     patch = tuple(given.get("data.patch") or _patch(median, target, info.ndim))
     levels = len(given.get("model.features") or ()) or 6
     strides = tuple(given.get("model.strides") or _strides(patch, target)[: levels - 1])
-    width = 32 if info.ndim == 2 else 16
     voxels = math.prod(patch)
-    features = tuple(min(width * 2**i, 256) for i in range(len(strides) + 1))
+    features = tuple(min(16 * 2**i, 256) for i in range(len(strides) + 1))
     settings |= {
         "data.patch": patch,
         "data.batch_size": _batch(voxels, fingerprint["cases"], most=8),
