@@ -50,6 +50,11 @@ def _figure(panels: int) -> tuple[Figure, list[Any]]:
     return figure, list(np.ravel(figure.subplots(1, panels)))
 
 
+def _add_legend(axis: Any) -> None:
+    if axis.get_legend_handles_labels()[0]:  # none where no class has a curve
+        axis.legend(fontsize=8)
+
+
 def _classification(
     info: DatasetInfo, rows: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, Figure, str]]:
@@ -76,7 +81,7 @@ def _classification(
     roc.set(xlabel="1 - specificity", ylabel="recall (sensitivity)", title="ROC")
     recall.set(xlabel="recall", ylabel="precision", title="precision-recall", ylim=(0, 1.02))
     reliable.set(xlabel="predicted probability", ylabel="observed share", title="reliability")
-    roc.legend(fontsize=8)
+    _add_legend(roc)
     drawn = [("curves", figure, "ROC, precision-recall and reliability of each class")]
     if labels.ndim == 1:
         drawn.append(("confusion", _confusion(info, labels, probabilities), "Confusion matrix"))
@@ -128,7 +133,7 @@ def _detection(
     recall.set(xlabel="recall", ylabel="precision", title="at IoU .5", xlim=(0, 1), ylim=(0, 1.02))
     free.set(xlabel="false positives an image", ylabel="recall", title="FROC", ylim=(0, 1.02))
     free.set_xscale("log", base=2)
-    recall.legend(fontsize=8)
+    _add_legend(recall)
     return [("curves", figure, "Precision-recall and free-response curves of each class")]
 
 
