@@ -4,6 +4,10 @@
         --config.data.path=FOLDER
 
 Presets: none for a set of your own; `:hippocampus` for Task04 (MRI, 1 mm).
+
+Measured (95 % intervals) on two CPU cores shared with other work:
+    :hippocampus   an earlier form (batches of 8, 500 steps, learning rate .001) reached val dice
+                   .842 (.829 to .854) in 21 minutes; this one has not been measured yet.
 """
 
 from ml_collections import ConfigDict
