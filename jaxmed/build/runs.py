@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+import jaxmed
 from jaxmed.build import pieces
 from jaxmed.build.config import (
     CONFIG_FILE,
@@ -157,7 +158,7 @@ def describe_run(
     fingerprint: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of config.json."""
-    packages = ("jaxmed", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {
         "config": config.to_dict(),
         "seed": config.seed,
@@ -171,6 +172,7 @@ def describe_run(
         },
         "versions": {
             "python": platform.python_version(),
+            "jaxmed": jaxmed.__version__,
             **{name: importlib.metadata.version(name) for name in packages},
         },
         "devices": [device.device_kind for device in jax.devices()],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pydicom
 
+import jaxmed
 from jaxmed.data.formats import common
 from jaxmed.types import UserError
 
@@ -32,7 +32,7 @@ def _descriptions(highdicom: Any, count: int) -> list[Any]:
 
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="jaxmed",
-        version=importlib.metadata.version("jaxmed"),
+        version=jaxmed.__version__,
         family=codes.DCM.ArtificialIntelligence,
     )
     return [
