@@ -86,7 +86,7 @@ def write(path: Path, planes: np.ndarray, files: Sequence[Path], *, thickness: f
             instance_number=1,
             manufacturer="jaxmed",
             manufacturer_model_name="jaxmed",
-            software_versions=importlib.metadata.version("jaxmed"),
+            software_versions=jaxmed.__version__,
             device_serial_number="0",
             series_description="segmentation",
         )
