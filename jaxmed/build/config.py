@@ -168,6 +168,13 @@ def _optimizer_config(task: str) -> dict[str, Any]:
     }
 
 
+def choose(registry: Mapping[Any, Any], name: Any, *, key: str) -> Any:
+    """Look a name up, or say what there is."""
+    if name not in registry:
+        raise UserError(f"{key} is {name!r}; expected one of {', '.join(map(str, registry))}")
+    return registry[name]
+
+
 def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"a": {"b": 1}}` -> `{"a.b": 1}`; lists, as JSON has them, become tuples."""
     flat: dict[str, Any] = {}

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from jaxmed.build import pieces
 from jaxmed.build.config import differences, flatten, write_json
-from jaxmed.build.runs import SPLIT_FILE, TrainedRun, load_run, read_split
+from jaxmed.build.trained import TrainedRun, load_run
+from jaxmed.build.workdir import SPLIT_FILE, read_split
 from jaxmed.evaluation import curves, pictures
 from jaxmed.evaluation.evaluate import (
     predict_cases,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed.build import pieces
+from jaxmed.build import pieces, preparation
 from jaxmed.build.config import flatten, update
 from jaxmed.data.loader import stack_examples
 from jaxmed.inference.predictor import Predictor
@@ -50,9 +50,9 @@ class Experiment:
         self.info = dataclasses.replace(info, channels=config.data.channels)
         self.task = pieces.make_task(config, info, class_counts=class_counts)
         self.quick_task = pieces.make_task(config, info, class_counts=class_counts, quick=True)
-        self.prepare = pieces.make_prepare(config)
-        self.view = pieces.make_training_view(config)
-        self.prepare_batch = pieces.make_prepare_batch(config)
+        self.prepare = preparation.make_prepare(config)
+        self.view = preparation.make_training_view(config)
+        self.prepare_batch = preparation.make_prepare_batch(config)
         self.augment = pieces.make_augment(config, self.info)
         self.optimizer, self.schedule, self.hyper = pieces.make_optimization(config)
 
@@ -77,7 +77,7 @@ class Experiment:
 
     def init_state(self, key: jax.Array) -> TrainState:
         """A fresh state; jittable."""
-        shape = (1, *pieces.input_shape(self.config), self.config.data.channels)
+        shape = (1, *preparation.input_shape(self.config), self.config.data.channels)
         return init_state(
             lambda k: self.model.init(k, jnp.zeros(shape, jnp.float32)),
             self.optimizer,
@@ -174,11 +174,11 @@ class Experiment:
 
         return Predictor(
             forward,
-            window=pieces.input_shape(config),
+            window=preparation.input_shape(config),
             batch_size=size,
             blend=self.info.task == "segmentation",
             overlap=config.evaluation.overlap,
-            fill=pieces.fill_value(config),
+            fill=preparation.fill_value(config),
         )
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed.build.runs import load_run, make_folder
+from jaxmed.build.trained import load_run
+from jaxmed.build.workdir import make_folder
 from jaxmed.data.images import Image, image_stem, is_image, list_images, read_image
 from jaxmed.data.sources.base import make_example
 from jaxmed.evaluation.pictures import draw_overlay

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.metadata
-import json
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,43 +11,32 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-import jaxmed
 from jaxmed.build import pieces
 from jaxmed.build.config import (
-    CONFIG_FILE,
-    config_of_run,
-    differences,
     flatten,
     read_run,
     write_json,
 )
 from jaxmed.build.experiment import Experiment, resolve
+from jaxmed.build.workdir import (
+    SPLIT_FILE,
+    describe_run,
+    has_checkpoints,
+    make_folder,
+    read_split,
+    write_or_compare,
+)
 from jaxmed.data.cache import Cached
 from jaxmed.data.loader import training_batches
 from jaxmed.data.splits import split_cases
 from jaxmed.evaluation.evaluate import plain_scores, predict_cases, score_cases
 from jaxmed.evaluation.pictures import draw_batch
-from jaxmed.preprocessing.fingerprint import digest
 from jaxmed.training.checkpoints import Checkpoints, merge_params, restore_params
 from jaxmed.training.logging import Logger
 from jaxmed.training.loop import StopSignal, train
 from jaxmed.training.state import TrainState, evaluation_params
 from jaxmed.training.step import example_keys
-from jaxmed.types import DatasetInfo, Source, UserError
-
-SPLIT_FILE = "split.json"
-
-# What cannot change the result, so a run may go on with another value.
-FREE = (
-    "plan",
-    "data.path",
-    "data.download",
-    "data.workers",
-    "data.cache_gb",
-    "data.max_boxes",
-    "evaluation.batch_size",
-    "evaluation.resamples",
-)
+from jaxmed.types import Source, UserError
 
 
 def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> None:
@@ -84,7 +68,7 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
         print_dry_run(experiment, source[split["train"][0]])
         return
     run = describe_run(config, source, split, settings, fingerprint)
-    _write_or_compare(workdir, run)
+    write_or_compare(workdir, run)
     write_json(
         workdir / SPLIT_FILE, {part: [source.ids[i] for i in rows] for part, rows in split.items()}
     )
@@ -93,40 +77,6 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
         from jaxmed.build.evaluations import evaluate_run  # the report's libraries are slow
 
         evaluate_run(workdir, part="val", source=source)
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder, or say why it cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be made or written ({error.strerror or error}); choose another folder"
-        ) from error
-
-
-def has_checkpoints(workdir: Path) -> bool:
-    """Whether a run came as far as a finished checkpoint."""
-    return any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*"))
-
-
-def read_split(workdir: Path, source: Source) -> dict[str, list[int]] | None:
-    """The split that a run saved, as rows of `source`; None where there is none."""
-    path = workdir / SPLIT_FILE
-    if not path.is_file():
-        return None
-    ids = json.loads(path.read_text(encoding="utf-8"))
-    rows = {name: row for row, name in enumerate(source.ids)}
-    missing = [name for names in ids.values() for name in names if name not in rows]
-    if missing:
-        raise UserError(
-            f"{path}: {len(missing)} of its cases, such as {missing[0]}, are not in the data; give "
-            "--config.data.path the set that the run was trained on"
-        )
-    return {part: [rows[name] for name in names] for part, names in ids.items()}
 
 
 def _make_split(config: ConfigDict, source: Source) -> dict[str, list[int]]:
@@ -148,75 +98,6 @@ def _make_split(config: ConfigDict, source: Source) -> dict[str, list[int]]:
                 "without a part, or name their parts in a split.csv"
             )
     return split
-
-
-def describe_run(
-    config: ConfigDict,
-    source: Source,
-    split: Mapping[str, Sequence[int]],
-    settings: Mapping[str, Any],
-    fingerprint: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The content of config.json."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    return {
-        "config": config.to_dict(),
-        "seed": config.seed,
-        "planned": dict(settings),
-        "data": {
-            "sha256": digest(source),
-            "info": dataclasses.asdict(source.info),
-            "cases": {part: len(rows) for part, rows in split.items()},
-            "class_counts": fingerprint["class_counts"],
-            "notes": list(source.notes),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "jaxmed": jaxmed.__version__,
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
-        "devices": [device.device_kind for device in jax.devices()],
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str | None:
-    """The git commit of the code that runs, with a plus where it was changed; None outside git."""
-    folder = Path(__file__).parent
-    try:
-        head = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=40"]
-        done = subprocess.run(head, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _write_or_compare(workdir: Path, run: dict[str, Any]) -> None:
-    """Write config.json, or refuse to go on with a config or data that change the result."""
-    path = workdir / CONFIG_FILE
-    if not has_checkpoints(workdir):
-        write_json(path, run)
-        return
-    old = read_run(workdir)
-    if old["data"]["sha256"] != run["data"]["sha256"]:
-        raise UserError(
-            f"{workdir}: was trained on other data than {run['config']['data']['path']}; use "
-            "another workdir, or give it the same data"
-        )
-    before, now = flatten(old["config"]), flatten(run["config"])
-    longer = now["training.steps"] >= before["training.steps"]
-    if now["optimizer.schedule"] == "constant" and longer:
-        before["training.steps"] = now["training.steps"]
-    for key in now:
-        if key in FREE or key.endswith("_every") or key.startswith("sharding."):
-            before[key] = now[key]
-    changed = differences(before, now)
-    if changed:
-        raise UserError(
-            f"{workdir}: holds a run with another config ({'; '.join(changed)}); use another "
-            "workdir, or the old values to go on with it"
-        )
-    write_json(path, {**old, "config": run["config"]})
 
 
 def _train(
@@ -381,61 +262,3 @@ def print_dry_run(experiment: Experiment, example: dict[str, np.ndarray]) -> Non
     assert memory is not None, "every backend of jax says what a program needs"
     held = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
     print(f"\n{total:,} parameters; a step needs some {held:,.0f} MiB on one device")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedRun:
-    """A trained network, ready to predict.
-
-    Attributes:
-        experiment: everything built from the run's config.
-        predict: examples -> (example, prediction on its preprocessed grid).
-        info: of the data that it was trained on.
-        step: of the weights.
-        sha256: of the weights.
-        run: the content of config.json.
-    """
-
-    experiment: Experiment
-    predict: Any
-    info: DatasetInfo
-    step: int
-    sha256: str
-    run: dict[str, Any]
-
-
-def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRun:
-    """The best checkpoint of a run.
-
-    Args:
-        workdir: of the run.
-        config: the run's, perhaps with overrides; None reads it.
-    """
-    workdir = Path(workdir)
-    run = read_run(workdir)
-    info = dict(run["data"]["info"])
-    info["class_names"] = tuple(info["class_names"])
-    data_info = DatasetInfo(**info)
-    experiment = Experiment(
-        config if config is not None else config_of_run(run), data_info, run["data"]["class_counts"]
-    )
-    weights = restore_params(workdir / "checkpoints")
-    params = weights["ema"] or weights["params"]
-    variables = {"params": params, **weights["model_state"]}
-    return TrainedRun(
-        experiment,
-        experiment.predictor(variables),
-        data_info,
-        weights["step"],
-        parameters_sha256(params),
-        run,
-    )
-
-
-def parameters_sha256(params: Any) -> str:
-    """A digest of all parameters, in the order of their names."""
-    content = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        content.update(jax.tree_util.keystr(path).encode())
-        content.update(np.ascontiguousarray(leaf).tobytes())
-    return content.hexdigest()

@@ -1,0 +1,75 @@
+"""A trained run, ready to predict."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmed.build.config import config_of_run, read_run
+from jaxmed.build.experiment import Experiment
+from jaxmed.training.checkpoints import restore_params
+from jaxmed.types import DatasetInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A trained network, ready to predict.
+
+    Attributes:
+        experiment: everything built from the run's config.
+        predict: examples -> (example, prediction on its preprocessed grid).
+        info: of the data that it was trained on.
+        step: of the weights.
+        sha256: of the weights.
+        run: the content of config.json.
+    """
+
+    experiment: Experiment
+    predict: Any
+    info: DatasetInfo
+    step: int
+    sha256: str
+    run: dict[str, Any]
+
+
+def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRun:
+    """The best checkpoint of a run.
+
+    Args:
+        workdir: of the run.
+        config: the run's, perhaps with overrides; None reads it.
+    """
+    workdir = Path(workdir)
+    run = read_run(workdir)
+    info = dict(run["data"]["info"])
+    info["class_names"] = tuple(info["class_names"])
+    data_info = DatasetInfo(**info)
+    experiment = Experiment(
+        config if config is not None else config_of_run(run), data_info, run["data"]["class_counts"]
+    )
+    weights = restore_params(workdir / "checkpoints")
+    params = weights["ema"] or weights["params"]
+    variables = {"params": params, **weights["model_state"]}
+    return TrainedRun(
+        experiment,
+        experiment.predictor(variables),
+        data_info,
+        weights["step"],
+        parameters_sha256(params),
+        run,
+    )
+
+
+def parameters_sha256(params: Any) -> str:
+    """A digest of all parameters, in the order of their names."""
+    content = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        content.update(jax.tree_util.keystr(path).encode())
+        content.update(np.ascontiguousarray(leaf).tobytes())
+    return content.hexdigest()

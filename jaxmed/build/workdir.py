@@ -1,0 +1,138 @@
+"""The files of a workdir that say what a run is: config.json and split.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+import jaxmed
+from jaxmed.build.config import CONFIG_FILE, differences, flatten, read_run, write_json
+from jaxmed.preprocessing.fingerprint import digest
+from jaxmed.types import Source, UserError
+
+SPLIT_FILE = "split.json"
+
+
+# What cannot change the result, so a run may go on with another value.
+FREE = (
+    "plan",
+    "data.path",
+    "data.download",
+    "data.workers",
+    "data.cache_gb",
+    "data.max_boxes",
+    "evaluation.batch_size",
+    "evaluation.resamples",
+)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, or say why it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be made or written ({error.strerror or error}); choose another folder"
+        ) from error
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether a run came as far as a finished checkpoint."""
+    return any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*"))
+
+
+def read_split(workdir: Path, source: Source) -> dict[str, list[int]] | None:
+    """The split that a run saved, as rows of `source`; None where there is none."""
+    path = workdir / SPLIT_FILE
+    if not path.is_file():
+        return None
+    ids = json.loads(path.read_text(encoding="utf-8"))
+    rows = {name: row for row, name in enumerate(source.ids)}
+    missing = [name for names in ids.values() for name in names if name not in rows]
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of its cases, such as {missing[0]}, are not in the data; give "
+            "--config.data.path the set that the run was trained on"
+        )
+    return {part: [rows[name] for name in names] for part, names in ids.items()}
+
+
+def describe_run(
+    config: ConfigDict,
+    source: Source,
+    split: Mapping[str, Sequence[int]],
+    settings: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of config.json."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {
+        "config": config.to_dict(),
+        "seed": config.seed,
+        "planned": dict(settings),
+        "data": {
+            "sha256": digest(source),
+            "info": dataclasses.asdict(source.info),
+            "cases": {part: len(rows) for part, rows in split.items()},
+            "class_counts": fingerprint["class_counts"],
+            "notes": list(source.notes),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "jaxmed": jaxmed.__version__,
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "devices": [device.device_kind for device in jax.devices()],
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The git commit of the code that runs, with a plus where it was changed; None outside git."""
+    folder = Path(__file__).parent
+    try:
+        head = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=40"]
+        done = subprocess.run(head, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def write_or_compare(workdir: Path, run: dict[str, Any]) -> None:
+    """Write config.json, or refuse to go on with a config or data that change the result."""
+    path = workdir / CONFIG_FILE
+    if not has_checkpoints(workdir):
+        write_json(path, run)
+        return
+    old = read_run(workdir)
+    if old["data"]["sha256"] != run["data"]["sha256"]:
+        raise UserError(
+            f"{workdir}: was trained on other data than {run['config']['data']['path']}; use "
+            "another workdir, or give it the same data"
+        )
+    before, now = flatten(old["config"]), flatten(run["config"])
+    longer = now["training.steps"] >= before["training.steps"]
+    if now["optimizer.schedule"] == "constant" and longer:
+        before["training.steps"] = now["training.steps"]
+    for key in now:
+        if key in FREE or key.endswith("_every") or key.startswith("sharding."):
+            before[key] = now[key]
+    changed = differences(before, now)
+    if changed:
+        raise UserError(
+            f"{workdir}: holds a run with another config ({'; '.join(changed)}); use another "
+            "workdir, or the old values to go on with it"
+        )
+    write_json(path, {**old, "config": run["config"]})
