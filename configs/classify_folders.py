@@ -4,6 +4,9 @@
         --config.data.path=FOLDER
 
 Presets: none for a set of your own; `:cxr` for chest X-rays of pneumonia, resized to 128 x 128.
+
+Measured (95 % intervals) on two CPU cores shared with other work, so the time is not known yet:
+    :cxr   val auroc .997 (.992 to 1.000), accuracy .945 (.915 to .974) at step 300 of 500.
 """
 
 from ml_collections import ConfigDict
