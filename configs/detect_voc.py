@@ -23,6 +23,7 @@ PRESETS = {
         "model.width": 32,
         "model.stem_strides": 4,
         "model.levels": (1, 2, 3),
+        "augmentation.flip_axes": (0, 1),
         "augmentation.affine": 0.5,
         "augmentation.scale": (0.7, 1.3),
         "augmentation.rotation": 0.0,

@@ -119,7 +119,7 @@ def _augmentation_config() -> dict[str, Any]:
     return {
         "enabled": True,
         "flip": 0.5,
-        "flip_axes": (),  # all where empty; (-1,) means none
+        "flip_axes": (),  # empty: left-right of pictures, all of volumes; (-1,): none
         "rot90": False,
         "affine": 0.3,
         "rotation": 15.0,  # degrees

@@ -114,7 +114,8 @@ def find_part(workdir: Path, run: TrainedRun, source: Source, part: str) -> tupl
     if not rows:
         given = ", ".join(saved if same else source.parts) or "none"
         raise UserError(
-            f"--split={part}: the data have no such part (there is: {given}); use --split=all"
+            f"--split={part}: the data have no such part (there is: {given}); use --split=val, or "
+            "--split=all --config.data.path=OTHER"
         )
     # The run's own parts do not overlap; of its whole, or of other data, cases may.
     trained = set() if same and part != "all" else set(saved["train"])

@@ -193,7 +193,8 @@ def make_augment(config: ConfigDict, info: DatasetInfo) -> Augment | None:
     a = config.augmentation
     if not a.enabled:
         return None
-    axes = tuple(a.flip_axes) or tuple(range(info.ndim))
+    # Pictures have an upright: only left and right are swapped unless the config says more.
+    axes = tuple(a.flip_axes) or ((1,) if info.ndim == 2 else (0, 1, 2))
     if axes != (-1,) and any(axis not in range(info.ndim) for axis in axes):
         raise UserError(
             f"augmentation.flip_axes is {axes}; expected axes 0 to {info.ndim - 1}, or -1 for none"
