@@ -31,10 +31,10 @@ from jaxmed.data.loader import training_batches
 from jaxmed.data.splits import split_cases
 from jaxmed.evaluation.evaluate import plain_scores, predict_cases, score_cases
 from jaxmed.evaluation.pictures import draw_batch
-from jaxmed.training.checkpoints import Checkpoints, merge_params, restore_params
+from jaxmed.training.checkpoints import Checkpoints, merge_params, restore_variables
 from jaxmed.training.logging import Logger
 from jaxmed.training.loop import StopSignal, train
-from jaxmed.training.state import TrainState, evaluation_params
+from jaxmed.training.state import TrainState, evaluation_variables
 from jaxmed.training.step import example_keys
 from jaxmed.types import Source, UserError
 
@@ -126,9 +126,8 @@ def _train(
         )
 
         def evaluate(state: TrainState) -> dict[str, float | None]:
-            variables = {"params": evaluation_params(state), **state.model_state}
             cases = predict_cases(
-                experiment.predictor(variables),
+                experiment.predictor(evaluation_variables(state)),
                 experiment.quick_task,
                 source,
                 split["val"],
@@ -178,17 +177,18 @@ def _start(experiment: Experiment, checkpoints: Checkpoints, init: str) -> Train
     if not init:
         return state
     fresh = jax.device_get(lifted.global_state(state).replace(key=None))
-    old = restore_params(Path(init) / "checkpoints")
-    params, report = merge_params(fresh.params, old["ema"] or old["params"])
-    model_state, state_report = merge_params(fresh.model_state, old["model_state"])
+    old, step = restore_variables(Path(init) / "checkpoints")
+    params, report = merge_params(fresh.params, old.pop("params"))
+    model_state, state_report = merge_params(fresh.model_state, old)
     if not report["loaded"]:
         raise UserError(f"model.init={init}: none of its weights fit this model; use its model.*")
     fresh_again = [*report["reshaped"], *report["missing"], *state_report["reshaped"]]
     print(
-        f"model.init={init}: {len(report['loaded'])} arrays from step {old['step']}; "
+        f"model.init={init}: {len(report['loaded'])} arrays from step {step}; "
         f"fresh: {', '.join(fresh_again) or 'none'}"
     )
-    ema = jax.tree.map(np.copy, params) if fresh.ema else {}
+    variables = {"params": params, **model_state}
+    ema = jax.tree.map(np.copy, variables) if fresh.ema else {}
     return lifted.place_state(
         lifted.global_state(state).replace(params=params, model_state=model_state, ema=ema)
     )

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxmed.build.config import config_of_run, read_run
 from jaxmed.build.experiment import Experiment
-from jaxmed.training.checkpoints import restore_params
+from jaxmed.training.checkpoints import restore_variables
 from jaxmed.types import DatasetInfo
 
 
@@ -53,15 +53,13 @@ def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRu
     experiment = Experiment(
         config if config is not None else config_of_run(run), data_info, run["data"]["class_counts"]
     )
-    weights = restore_params(workdir / "checkpoints")
-    params = weights["ema"] or weights["params"]
-    variables = {"params": params, **weights["model_state"]}
+    variables, step = restore_variables(workdir / "checkpoints")
     return TrainedRun(
         experiment,
         experiment.predictor(variables),
         data_info,
-        weights["step"],
-        parameters_sha256(params),
+        step,
+        parameters_sha256(variables["params"]),
         run,
     )
 

@@ -176,7 +176,9 @@ def best_step(directory: str | Path) -> int | None:
     return _best_step(best)
 
 
-def restore_params(directory: str | Path, *, step: int | str | None = "best") -> dict[str, Any]:
+def restore_variables(
+    directory: str | Path, *, step: int | str | None = "best"
+) -> tuple[dict[str, Any], int]:
     """What prediction needs of a checkpoint, as NumPy arrays, on any machine.
 
     Args:
@@ -184,18 +186,16 @@ def restore_params(directory: str | Path, *, step: int | str | None = "best") ->
         step: a step, "best" (the latest where none was evaluated), or None for the latest.
 
     Returns:
-        {"params", "ema" ({} where off), "model_state", "step"}.
+        The network's variables, the moving average where there is one, and their step.
 
     Raises:
         UserError: where there is none, or it cannot be read.
     """
     directory = Path(directory).absolute()
 
-    def read(number: int) -> dict[str, Any]:
-        return {
-            **_read_arrays(directory, number, ("params", "ema", "model_state")),
-            "step": number,
-        }
+    def read(number: int) -> tuple[dict[str, Any], int]:
+        found = _read_arrays(directory, number, ("params", "ema", "model_state"))
+        return found["ema"] or {"params": found["params"], **found["model_state"]}, number
 
     return _read_first(directory, _wanted(directory, step), read)
 

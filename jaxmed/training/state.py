@@ -19,7 +19,9 @@ class TrainState(flax.struct.PyTreeNode):
         params: parameters of the network.
         model_state: its other collections, such as batch_stats; {} where there are none.
         opt_state: of the optimizer.
-        ema: exponential moving average of params; {} where it is off.
+        ema: exponential moving average of the network's variables, {"params", its other
+            collections}; {} where it is off. Averaged weights need the statistics of the same
+            average: those of the last weights are of other activations.
         hyper: () float32 each, such as learning_rate and weight_decay; traced, so that models
             trained together may differ in them and changing one compiles nothing.
         best: "score" () float32, the best main score so far (-inf before the first); "step" ()
@@ -53,7 +55,7 @@ def init_state(
         optimizer: as `make_optimizer` returns it.
         key: typed PRNG key; one half draws the parameters, the other is kept for the steps.
         hyper: numbers that the optimizer and the moving average read.
-        ema: whether to keep an exponential moving average of the parameters.
+        ema: whether to keep an exponential moving average of the variables.
     """
     init_key, step_key = jax.random.split(key)
     model_state = dict(model_init(quick_key(init_key)))
@@ -65,7 +67,7 @@ def init_state(
         model_state=model_state,
         opt_state=optimizer(traced).init(params),
         # A copy: one buffer must not be donated twice.
-        ema=jax.tree.map(jnp.copy, params) if ema else {},
+        ema=jax.tree.map(jnp.copy, {"params": params, **model_state}) if ema else {},
         hyper=traced,
         best={
             "score": jnp.full((), -jnp.inf, jnp.float32),
@@ -88,9 +90,14 @@ def quick_key(key: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(jnp.concatenate([data, data]), impl="rbg")
 
 
-def evaluation_params(state: TrainState) -> Any:
-    """The parameters to evaluate and predict with: the moving average where there is one."""
-    return state.ema if jax.tree.leaves(state.ema) else state.params
+def network_variables(state: TrainState) -> dict[str, Any]:
+    """The variables of the network after the last step, as `model.apply` takes them."""
+    return {"params": state.params, **state.model_state}
+
+
+def evaluation_variables(state: TrainState) -> dict[str, Any]:
+    """The variables to evaluate and predict with: the moving average where there is one."""
+    return state.ema if jax.tree.leaves(state.ema) else network_variables(state)
 
 
 def best_after(

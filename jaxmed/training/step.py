@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmed.training.optimizers import Optimizer, Schedule
-from jaxmed.training.state import TrainState
+from jaxmed.training.state import TrainState, network_variables
 from jaxmed.types import Augment, Batch
 
 
@@ -68,9 +68,10 @@ def make_step(
         if axis_name is not None:
             grads = jax.lax.psum(grads, axis_name)
             model_state, metrics = mean_over((model_state, metrics), axis_name)
+        state = state.replace(model_state=model_state)
         state, numbers = update(state, grads, optimizer=optimizer, schedule=schedule)
         metrics = {name: jnp.asarray(x, jnp.float32) for name, x in {**metrics, **numbers}.items()}
-        return state.replace(model_state=model_state), metrics
+        return state, metrics
 
     return step
 
@@ -128,24 +129,25 @@ def update(
         step=state.step + 1,
         params=params,
         opt_state=opt_state,
-        ema=moving_average(state, params, accumulate=optimizer.accumulate),
     )
-    return new, numbers
+    return new.replace(ema=moving_average(new, accumulate=optimizer.accumulate)), numbers
 
 
-def moving_average(state: TrainState, params: Any, *, accumulate: int) -> Any:
-    """The moving average after `params` came in; {} where it is off.
+def moving_average(state: TrainState, *, accumulate: int) -> Any:
+    """The moving average of the variables of a state after its step; {} where it is off.
 
     The decay is min(hyper["ema_decay"], (1 + t) / (10 + t)) after t updates, as TensorFlow has
     it: a long average would otherwise remember the random initial values for thousands of steps.
     """
     if not jax.tree.leaves(state.ema):
         return state.ema
-    updates = (state.step // accumulate).astype(jnp.float32)
+    updates = ((state.step - 1) // accumulate).astype(jnp.float32)
     decay = jnp.minimum(state.hyper["ema_decay"], (1 + updates) / (10 + updates))
     # Between the updates of accumulated gradients the parameters stand still, and so does it.
-    is_update = (state.step + 1) % accumulate == 0
-    return optax.incremental_update(params, state.ema, jnp.where(is_update, 1 - decay, 0.0))
+    is_update = state.step % accumulate == 0
+    return optax.incremental_update(
+        network_variables(state), state.ema, jnp.where(is_update, 1 - decay, 0.0)
+    )
 
 
 def mean_over(tree: Any, axis_name: str) -> Any:

@@ -21,7 +21,7 @@ from jaxmed.build.evaluations import evaluate_run
 from jaxmed.build.predictions import predict_run
 from jaxmed.build.runs import train_run
 from jaxmed.data.sources.phantom_files import write_phantoms
-from jaxmed.training.checkpoints import restore_params
+from jaxmed.training.checkpoints import restore_variables
 from jaxmed.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,9 +56,9 @@ def small_config(task, layout="phantoms", **settings):
 
 
 def digest(workdir, step=None):
-    found = restore_params(workdir / "checkpoints", step=step)
+    found, _ = restore_variables(workdir / "checkpoints", step=step)
     content = hashlib.sha256()
-    for leaf in jax.tree.leaves((found["params"], found["model_state"])):
+    for leaf in jax.tree.leaves(found):
         content.update(np.ascontiguousarray(leaf).tobytes())
     return content.hexdigest()
 
@@ -277,8 +277,8 @@ def test_weights_of_another_run_are_the_start(trained, tmp_path, capsys):
 )
 def test_many_devices_agree_with_one(trained, tmp_path, sharding):
     train_run(small_config("segmentation", **sharding), tmp_path / "run")
-    one = restore_params(trained["segmentation"] / "checkpoints", step=4)
-    many = restore_params(tmp_path / "run/checkpoints", step=4)
+    one, _ = restore_variables(trained["segmentation"] / "checkpoints", step=4)
+    many, _ = restore_variables(tmp_path / "run/checkpoints", step=4)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one["params"], many["params"]
     )

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.training.checkpoints import Checkpoints, best_step, merge_params, restore_params
+from jaxmed.training.checkpoints import Checkpoints, best_step, merge_params, restore_variables
 from jaxmed.training.optimizers import make_optimizer
 from jaxmed.training.sharding import lift, make_mesh, state_shardings
 from jaxmed.training.state import best_after, init_state
@@ -126,7 +126,7 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path, state, capsys, mode):
         with pytest.raises(UserError, match="4: the checkpoint cannot be read"):
             checkpoints.restore(state, step=4)
         assert checkpoints.best_step() == 2
-        assert restore_params(tmp_path, step=None)["step"] == 2
+        assert restore_variables(tmp_path, step=None)[1] == 2
 
 
 def test_another_model_is_refused_by_name(tmp_path, state):
@@ -139,7 +139,7 @@ def test_another_model_is_refused_by_name(tmp_path, state):
             checkpoints.restore(make_state(key, classes=5))
         with pytest.raises(UserError, match="opt_state"):
             checkpoints.restore(make_state(key, optimizer="sgd"))
-        with pytest.raises(UserError, match="ema/b is in the checkpoint, but not"):
+        with pytest.raises(UserError, match="ema/batch_stats/mean is in the checkpoint, but not"):
             checkpoints.restore(make_state(key, ema=False))
         half = state.replace(params={k: v.astype(jnp.bfloat16) for k, v in state.params.items()})
         with pytest.raises(UserError, match="params/b has type float32, expected bfloat16"):
@@ -160,22 +160,25 @@ def test_restores_on_other_devices(tmp_path):
     saver = lifted(4, fsdp=True)
     with Checkpoints(tmp_path) as checkpoints:
         state = saver.init(make_state, key)
+        state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.ema))
         checkpoints.save(state, wait=True)
         for reader in (lifted(1), lifted(2), lifted(4, "pmap"), lifted(4, fsdp=True)):
             again = checkpoints.restore(reader.template(abstract))
             assert_same(again, state)
             assert again.params["w"].sharding.device_set == set(reader.mesh.devices.flat)
             assert_same(reader.global_state(reader.place_state(again)), state)
-    found = restore_params(tmp_path)  # knows nothing of devices
-    np.testing.assert_array_equal(found["params"]["w"], state.params["w"])
+    found, _ = restore_variables(tmp_path)  # knows nothing of devices
+    # The moving average, with the statistics that belong to it.
+    np.testing.assert_array_equal(found["params"]["w"], state.ema["params"]["w"])
     assert isinstance(found["params"]["w"], np.ndarray)
-    assert found["model_state"]["batch_stats"]["mean"].shape == (8,)
-    assert found["ema"]["b"].shape == (4,)
+    assert found["batch_stats"]["mean"].shape == (8,)
 
 
 def test_the_step_may_go_on_while_a_state_is_written(tmp_path):
     def init(key):
-        return make_state(key).replace(params={"w": jax.random.normal(key, (1000, 1000))})
+        return make_state(key, ema=False).replace(
+            params={"w": jax.random.normal(key, (1000, 1000))}
+        )
 
     shift = jax.jit(
         lambda s: s.replace(step=s.step + 1, params={"w": s.params["w"] + 1}), donate_argnums=0
@@ -190,7 +193,7 @@ def test_the_step_may_go_on_while_a_state_is_written(tmp_path):
                 state = shift(state)
             checkpoints.wait()
             np.testing.assert_array_equal(
-                restore_params(tmp_path, step=step)["params"]["w"], expected
+                restore_variables(tmp_path, step=step)[0]["params"]["w"], expected
             )
 
 

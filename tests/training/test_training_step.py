@@ -15,7 +15,7 @@ from jaxmed.training.sharding import (
     place_batch,
     state_shardings,
 )
-from jaxmed.training.state import best_after, evaluation_params, init_state
+from jaxmed.training.state import best_after, evaluation_variables, init_state
 from jaxmed.training.step import make_step, update
 from jaxmed.types import UserError
 
@@ -221,7 +221,10 @@ def test_weight_decay_leaves_biases_and_scales_alone():
 
 def linear_state(optimizer):
     return init_state(
-        lambda key: {"params": {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)}},
+        lambda key: {
+            "params": {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)},
+            "batch_stats": {"mean": jnp.zeros(3)},
+        },
         optimizer,
         key=jax.random.key(0),
         hyper=HYPER,
@@ -259,19 +262,21 @@ def test_accumulation_updates_once_with_the_mean_gradient():
     assert_close(second.ema, at_once.ema)
 
 
-def test_moving_average_follows_the_parameters():
+def test_moving_average_follows_the_variables():
     optimizer = make_optimizer("sgd")
-    state = linear_state(optimizer)
+    state = linear_state(optimizer).replace(model_state={"batch_stats": {"mean": jnp.ones(3)}})
     new, _ = update(state, ones_like(state), optimizer=optimizer, schedule=None)
     expected = 0.1 * state.params["w"] + 0.9 * new.params["w"]  # decay 1 / 10 at first
-    np.testing.assert_allclose(new.ema["w"], expected, rtol=1e-6)
+    np.testing.assert_allclose(new.ema["params"]["w"], expected, rtol=1e-6)
+    np.testing.assert_allclose(new.ema["batch_stats"]["mean"], 0.9, rtol=1e-6)
     late, _ = update(
         new.replace(step=jnp.asarray(1000)), ones_like(new), optimizer=optimizer, schedule=None
     )
-    expected = 0.9 * new.ema["w"] + 0.1 * late.params["w"]  # hyper["ema_decay"]
-    np.testing.assert_allclose(late.ema["w"], expected, rtol=1e-6)
-    assert evaluation_params(new) is new.ema
-    assert evaluation_params(new.replace(ema={})) is new.params
+    expected = 0.9 * new.ema["params"]["w"] + 0.1 * late.params["w"]  # hyper["ema_decay"]
+    np.testing.assert_allclose(late.ema["params"]["w"], expected, rtol=1e-6)
+    assert evaluation_variables(new) is new.ema
+    plain = evaluation_variables(new.replace(ema={}))
+    assert plain["params"] is new.params and plain["batch_stats"] is new.model_state["batch_stats"]
 
 
 def test_schedules():
