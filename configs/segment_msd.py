@@ -25,7 +25,7 @@ PRESETS = {
         "augmentation.flip_axes": (0,),
         "optimizer.ema": 0.99,
         "optimizer.learning_rate": 0.002,
-        "training.steps": 1000,
+        "training.steps": 800,
         "evaluation.overlap": 0.5,
     },
 }

@@ -3,6 +3,8 @@
 Overrides are `--config.KEY=VALUE`; a workdir that holds checkpoints goes on where it stopped.
 """
 
+import sys
+
 from absl import flags
 
 from jaxmed.build import cli
@@ -18,7 +20,8 @@ def main(positional: list[str]) -> None:
     cli.refuse(positional)
     from jaxmed.build.runs import train_run
 
-    train_run(CONFIG.value, WORKDIR.value or "", dry_run=DRY_RUN.value)
+    if not train_run(CONFIG.value, WORKDIR.value or "", dry_run=DRY_RUN.value):
+        sys.exit(130)  # as after any Ctrl-C, so that a script around this one notices
 
 
 if __name__ == "__main__":

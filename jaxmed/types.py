@@ -39,6 +39,16 @@ Transform = Callable[[Example], Example]
 Augment = Callable[[jax.Array, dict[str, jax.Array]], dict[str, jax.Array]]
 """Random, on the device, one example at a time: (key, example) -> example."""
 
+
+def count_of(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> count_of(1, "image"), count_of(2, "image")
+    ('1 image', '2 images')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 TASKS = ("classification", "detection", "segmentation")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxmed.build.config import config_of_run, read_run
+from jaxmed.build.config import base_config, config_of_run, flatten, read_run
 from jaxmed.types import UserError
 
 DEBUG = flags.DEFINE_boolean("debug", False, "Show the traceback of every error.")
@@ -89,13 +89,14 @@ def run(
 def _parse(required: Sequence[str], one_of: Sequence[str]) -> list[str]:
     parser = flags.FLAGS
     if any(help_flag in sys.argv for help_flag in ("--help", "-h", "--helpfull")):
-        print(f"{sys.modules['__main__'].__doc__}\nFlags:\n{parser.main_module_help()}")
+        print(_help())
         sys.exit(0)
     _check_config_file()
     try:
         positional = parser(sys.argv)[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _user_error_within(error) or UserError(_explain(str(error))) from error
+    # Values are parsed by Python's own parser too, which raises errors of many types.
+    except Exception as error:
+        raise _user_error_within(error) or UserError(_explain(error, sys.argv[1:])) from error
     for name in required:
         if not getattr(parser, name):
             raise UserError(f"--{name} is missing; see --help")
@@ -124,16 +125,46 @@ def _user_error_within(error: BaseException | None) -> UserError | None:
     return innermost
 
 
-def _explain(message: str) -> str:
+def _help() -> str:
+    """What the script says of itself, and its flags."""
+    shown = list(flags.FLAGS.get_key_flags_for_module(sys.argv[0]))
+    shown += [flags.FLAGS[name] for name in ("workdir", "config") if name in flags.FLAGS]
+    lines = [
+        f"  --{flag.name}: {flag.help}" for flag in {flag.name: flag for flag in shown}.values()
+    ]
+    overrides = "  --config.KEY=VALUE: Another value for a key; train.py --dry_run lists them."
+    debug = f"  --debug: {flags.FLAGS['debug'].help}"
+    return "\n".join([f"{sys.modules['__main__'].__doc__}\nFlags:", *lines, overrides, debug])
+
+
+def _explain(error: Exception, arguments: Sequence[str]) -> str:
     """One line that names the flag and, where it can, the one that was meant."""
-    line = " ".join(message.split()).strip("'\"")
-    unknown = re.search(r"Unknown command line flag '([^']+)'", line)
-    if unknown and "Did you mean" not in line:
-        near = difflib.get_close_matches(unknown.group(1), list(flags.FLAGS), n=1)
-        line += f" Did you mean --{near[0]}?" if near else " See --help."
-    if unknown and unknown.group(1).startswith("config."):
-        line += " (overrides need --config=FILE, or --workdir of a run, before them)"
-    return f"command line: {line}"
+    keys = list(flatten(base_config("classification")))
+    sections = {key.rsplit(".", 1)[0] for key in keys}
+    given = [match.group(1) for a in arguments if (match := re.match(r"--?([^=]+)", a))]
+    for name in given:
+        key = name.removeprefix("config.")
+        is_override = name.startswith("config.")
+        if is_override and "config" not in flags.FLAGS:
+            return f"--{name}: overrides need --config=FILE, or --workdir of a run, before them"
+        if (is_override and key not in sections.union(keys)) or (not is_override and key in keys):
+            return f"--{name}: no such flag{_meant(key, keys, prefix='config.')}"
+    unknown = getattr(error, "flagname", None)  # of absl's UnrecognizedFlagError
+    if unknown:
+        return f"--{unknown}: no such flag{_meant(unknown, list(flags.FLAGS))}"
+    flawed = [a for a in arguments if a.startswith("--config.") and "=" in a]
+    said = " ".join(str(error).split())
+    named = any(a.split("=")[0] in said for a in flawed)
+    return said if named or not flawed else f"{' or '.join(flawed)}: {said}"
+
+
+def _meant(name: str, names: Sequence[str], *, prefix: str = "") -> str:
+    """The flag that was probably meant, in words."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+    # Where the section is wrong or missing, the last word says most.
+    near += [n for n in names if n.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    near += difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean --{prefix}{near[0]}?" if near else "; see --help"
 
 
 def _fail(message: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.types import TASKS, UserError
@@ -65,19 +66,20 @@ def _defaults(task: str) -> ConfigDict:
             "training": {
                 "steps": 0,  # plan
                 "epochs": 0.0,  # where it is not 0, steps follow from it
-                "log_every": 20,
-                "evaluate_every": 0,  # plan
-                "checkpoint_every": 0,  # plan
+                "log_every": 0,  # 0: 20 steps, or more often in short runs
+                "evaluate_every": 0,  # 0: ten times, but not more often than every 50 steps
+                "checkpoint_every": 0,  # 0: likewise
                 "early_stopping": 0,  # evaluations without improvement; 0 is off
             },
             "sharding": {"mode": "jit", "fsdp": False, "devices": 0},  # devices: 0 is all
             "evaluation": {
                 "batch_size": 0,  # 0: the training batch
-                "overlap": 0.5,  # of sliding windows
+                "overlap": 0.5,  # of sliding windows (segmentation)
                 "flips": False,  # average over mirrored images (classification, segmentation)
                 "resamples": 1000,  # of the bootstrap
-                "nsd_tolerance": 1.0,  # mm
+                "nsd_tolerance": 0.0,  # mm; plan: 1, or one voxel where that is far smaller
                 "iou": 0.6,  # above which non-maximum suppression drops the lower-scored box
+                "score_threshold": 0.3,  # of boxes that are drawn and counted; not of ap50 and ap
             },
         }
     )
@@ -206,6 +208,49 @@ def update(config: ConfigDict, settings: Mapping[str, Any], *, where: str) -> No
             config.update_from_flattened_dict({key: _to_tuple(value)})
         except (TypeError, ValueError) as error:
             raise UserError(f"{where}: {key} cannot be {value!r}: {error}") from error
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Refuse words where a list of numbers is expected; flags cannot tell the two apart.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for key, value in flatten(config).items():
+        if not isinstance(value, tuple) or key == "data.class_names":
+            continue
+        numbers = np.ravel(np.asarray(value, dtype=object)).tolist()
+        if any(isinstance(n, str) or not np.isscalar(n) for n in numbers):
+            raise UserError(f"{key} is {value!r}; expected numbers, as in --config.{key}=64,64")
+
+
+def useless_keys(config: ConfigDict) -> list[str]:
+    """Keys that this task, layout and model have no use for."""
+    task, layout, model = config.task, config.data.layout, config.model.name
+    segmentation, detection = task == "segmentation", task == "detection"
+    pictures_of_classes = task == "classification"
+    keys = {
+        "data.size data.fit": segmentation,
+        "data.patch data.foreground data.masks": not segmentation,
+        "evaluation.overlap evaluation.nsd_tolerance": not segmentation,
+        "data.max_boxes model.levels model.head_features": not detection,
+        "loss.box_weight evaluation.iou evaluation.score_threshold": not detection,
+        "evaluation.flips": detection,
+        "loss.label_smoothing": not pictures_of_classes,
+        "loss.class_weights": detection or (segmentation and config.data.masks == "instance"),
+        "model.width model.stem_strides": model == "unet",
+        "model.features model.strides model.deep_supervision": model != "unet",
+        "data.window": config.data.normalization not in ("", "window"),
+        "data.intensity.mean data.intensity.std data.intensity.clip": (
+            config.data.normalization not in ("", "dataset")
+        ),
+        "data.kind data.ndim data.count data.extent": layout != "phantoms",
+        "data.name data.download": layout not in ("medmnist", "tfds"),
+        "data.path": layout == "phantoms",
+        "data.label_column": layout != "class_folders",
+        "optimizer.momentum": config.optimizer.name != "sgd",
+    }
+    return [key for names, useless in keys.items() if useless for key in names.split()]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxmed.build import pieces
 from jaxmed.build.config import differences, flatten, write_json
-from jaxmed.build.trained import TrainedRun, load_run
+from jaxmed.build.trained import TrainedRun, check_intensities, load_run
 from jaxmed.build.workdir import SPLIT_FILE, read_split
 from jaxmed.evaluation import curves, pictures
 from jaxmed.evaluation.evaluate import (
@@ -24,7 +24,7 @@ from jaxmed.evaluation.evaluate import (
 from jaxmed.evaluation.report import write_report
 from jaxmed.preprocessing.fingerprint import digest
 from jaxmed.training.logging import METRICS_FILE
-from jaxmed.types import Example, Source, UserError
+from jaxmed.types import Example, Source, UserError, count_of
 
 PICTURES_A_GROUP = 3
 
@@ -61,10 +61,17 @@ def evaluate_run(
             print(f"data: {note}")
     _check_fits(run, source)
     rows, overlap = find_part(workdir, run, source, part)
+    settings, notes = run.experiment.config, list(source.notes)
+    if part == "all" or digest(source) != run.run["data"]["sha256"]:
+        # The parts of the run's own data were looked through when it was trained.
+        rows, left_out = pieces.usable_rows(settings, source, rows)
+        for note in left_out:
+            print(f"data: {note}")
+        notes += left_out
+        check_intensities(run, source[rows[0]]["image"], source.ids[rows[0]])
     task = run.experiment.task
     cases = predict_cases(run.predict, task, source, rows, prepare=run.experiment.prepare)
     scores = score_cases(cases, task)
-    settings = run.experiment.config
     summary = {
         "metrics": summarize_cases(
             task,
@@ -82,14 +89,15 @@ def evaluate_run(
         "data_sha256": digest(source),
         "overrides": differences(flatten(run.run["config"]), flatten(settings)),
         "also_in_training": overlap,
-        "notes": list(source.notes),
+        "notes": notes,
     }
     folder = workdir / "evaluation" / part
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "summary.json", summary)
     described = {row: task.describe(score) for row, score in scores.items()}
     write_cases(folder / "cases.csv", source.ids, described)
-    print_table(summary, title=f"{part}: {len(scores)} cases, step {run.step}")
+    best = f"best checkpoint (step {run.step})"
+    print_table(summary, title=f"{part}: {count_of(len(scores), 'case')}, {best}")
     figures = curves.draw_curves(run.info, scores, folder)
     examples = _draw_examples(run, source, described, folder)
     _write_report(workdir, run, figures, examples)
@@ -200,7 +208,9 @@ def pictures_of(run: TrainedRun, example: Example, prediction: Any) -> dict[str,
     """Prediction and truth of a case as the arguments of a picture."""
     from jaxmed.build.predictions import drawn_prediction
 
-    shown = drawn_prediction(prediction, run.info)
+    shown = drawn_prediction(
+        prediction, run.info, least_score=run.experiment.config.evaluation.score_threshold
+    )
     if run.info.task == "segmentation":
         shown["true_mask"] = example["mask"]
     elif run.info.task == "detection":

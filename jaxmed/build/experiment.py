@@ -139,8 +139,6 @@ class Experiment:
         blend = self.info.task == "segmentation"
         flips: list[tuple[int, ...]] = [()]
         if self.config.evaluation.flips:
-            if self.info.task == "detection":
-                raise UserError("evaluation.flips does not work for detection; set it to false")
             axes = range(1, self.info.ndim + 1)
             flips = [
                 tuple(a for a in axes if bits >> a & 1)
@@ -194,7 +192,7 @@ REQUIRED = {
         "model.stem_strides",
         "model.levels",
     ),
-    "segmentation": ("data.patch", "model.features"),
+    "segmentation": ("data.patch", "model.features", "evaluation.nsd_tolerance"),
 }
 
 
@@ -238,6 +236,7 @@ def resolve(
         _fit_to_devices(config, settings)
     _check_complete(config, leave_out=("training.steps",))
     _check_shapes(config, source.info)
+    _check_evaluation(config)
     _check_levels(config, source.info)
     if config.training.epochs and not config.training.steps:
         steps = max(1, round(config.training.epochs * len(rows) / max(config.data.batch_size, 1)))
@@ -255,8 +254,13 @@ def resolve(
         update(config, {"training.steps": settings["training.steps"]}, where="plan=auto")
     if 0 < config.optimizer.warmup < 1:  # in steps, so that a longer run warms up alike
         config.optimizer.warmup = float(math.ceil(config.optimizer.warmup * config.training.steps))
-    every = max(1, config.training.steps // 10)
-    for key in ("evaluate_every", "checkpoint_every"):
+    steps = config.training.steps
+    defaults = {
+        "log_every": min(20, max(1, steps // 25)),
+        "evaluate_every": max(50, steps // 10),
+        "checkpoint_every": max(50, steps // 10),
+    }
+    for key, every in defaults.items():
         config.training[key] = config.training[key] or every
     _check_complete(config)
     return config, settings, fingerprint
@@ -279,6 +283,18 @@ def _check_shapes(config: ConfigDict, info: DatasetInfo) -> None:
             raise UserError(
                 f"data.{key} is {value}; expected {info.ndim} positive numbers, one an axis"
             )
+
+
+def _check_evaluation(config: ConfigDict) -> None:
+    """What would otherwise be found out at the first evaluation."""
+    if config.evaluation.flips and config.task == "detection":
+        raise UserError(
+            "evaluation.flips does not work for detection; set --config.evaluation.flips=false"
+        )
+    if not 0 <= config.evaluation.overlap < 1:
+        raise UserError(
+            f"evaluation.overlap is {config.evaluation.overlap}; expected a share from 0 to below 1"
+        )
 
 
 def _check_levels(config: ConfigDict, info: DatasetInfo) -> None:
@@ -311,6 +327,8 @@ def _fit_to_devices(config: ConfigDict, settings: dict[str, Any]) -> None:
 def _check_complete(config: ConfigDict, *, leave_out: Sequence[str] = ()) -> None:
     flat = flatten(config)
     required = [k for k in REQUIRED["all"] + REQUIRED[config.task] if k not in leave_out]
+    if config.data.normalization == "dataset":
+        required += ["data.intensity.mean", "data.intensity.std"]
     missing = [k for k in required if is_open(flat[k])]
     if missing:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,8 +15,11 @@ from jaxmed.augmentation import intensity as look
 from jaxmed.augmentation import spatial as place
 from jaxmed.augmentation.compose import compose
 from jaxmed.build.config import choose
+from jaxmed.data.quality import find_broken
+from jaxmed.data.sources.base import FileSource
 from jaxmed.data.sources.class_folders import ClassFolders
 from jaxmed.data.sources.coco import Coco
+from jaxmed.data.sources.findings import Findings
 from jaxmed.data.sources.medmnist import MedMNIST
 from jaxmed.data.sources.msd import Decathlon
 from jaxmed.data.sources.pairs import ImageMaskPairs
@@ -83,6 +87,22 @@ def make_source(config: ConfigDict) -> Source:
     return make(data, config.task)
 
 
+def usable_rows(
+    config: ConfigDict, source: Source, rows: Sequence[int]
+) -> tuple[list[int], list[str]]:
+    """The rows whose files can be read and used, and notes on those that are left out.
+
+    Raises:
+        UserError: listing all broken cases, unless data.invalid is "drop".
+    """
+    if not isinstance(source, FileSource):
+        return list(rows), []
+    broken = find_broken(source, rows)
+    findings = Findings(Path(config.data.path), invalid=list(broken.values()))
+    findings.finish(policy=config.data.invalid)
+    return [row for row in rows if row not in broken], findings.notes
+
+
 def make_task(
     config: ConfigDict, info: DatasetInfo, *, class_counts: Sequence[int] = (), quick: bool = False
 ):
@@ -109,6 +129,7 @@ def make_task(
             iou_threshold=config.evaluation.iou,
             # Room for the most objects that training saw; the scores use COCO's 100 a class.
             max_detections=max(100, config.data.max_boxes),
+            score_threshold=config.evaluation.score_threshold,
         )
     return Segmentation(
         info.class_names,

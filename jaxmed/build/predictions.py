@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed.build.trained import load_run
+from jaxmed.build.trained import TrainedRun, check_intensities, load_run
 from jaxmed.build.workdir import make_folder
 from jaxmed.data.images import Image, image_stem, is_image, list_images, read_image
 from jaxmed.data.sources.base import make_example
+from jaxmed.data.sources.findings import some
 from jaxmed.evaluation.pictures import draw_overlay
 from jaxmed.inference.writers import BoxWriter, MaskWriter, ProbabilityWriter
-from jaxmed.types import DatasetInfo, Example, UserError
+from jaxmed.types import DatasetInfo, Example, UserError, count_of
 
 
 def predict_run(
@@ -36,42 +38,73 @@ def predict_run(
         overlay: also write pictures to look at, to `output`/overlays.
         config: the run's, with overrides.
 
+    A file that cannot be read or predicted stops nothing: it is named at once, and all of them
+    once more at the end.
+
     Raises:
-        UserError: where an input is missing, broken or of other dimensions than the network's.
+        UserError: where an input is missing; after all else, where a file is broken or of other
+            dimensions than the network's.
     """
     files = find_inputs(inputs)
     run = load_run(workdir, config)
     output = Path(output)
     make_folder(output)
-    info = run.info
-    writer = _make_writer(output, info)
+    writer = _make_writer(output, run)
     images: dict[int, Image] = {}
+    failures: list[str] = []
+
+    def failed(error: UserError) -> None:
+        print(f"not predicted: {error}", file=sys.stderr)
+        failures.append(str(error))
 
     def examples() -> Iterator[Example]:
         for index, (_, path) in enumerate(files):
-            images[index] = image = read_image(path)
-            example = make_example(image.array, index=index, spacing=image.spacing)
-            _check(path, example, info)
-            yield run.experiment.prepare(example)
+            try:
+                image = read_image(path)
+                example = make_example(image.array, index=index, spacing=image.spacing)
+                _check(path, example, run)
+                prepared = run.experiment.prepare(example)
+            except UserError as error:
+                failed(error)
+                continue
+            images[index] = image
+            yield prepared
 
     try:
         for example, raw in run.predict(examples()):
             index = int(example["index"])
             name, image = files[index][0], images.pop(index)
             prediction = run.experiment.task.restore(raw, example)
-            print(f"{name}: {writer.add(name, image, prediction)}")
+            try:
+                print(f"{name}: {writer.add(name, image, prediction)}")
+            except UserError as error:
+                failed(error)
+                continue
             if overlay:
-                _draw(output / "overlays" / f"{name}.png", image, prediction, info)
+                _draw(output / "overlays" / _overlay_name(name), image, prediction, run)
     finally:
-        # A broken file must not lose what was predicted before it.
+        # Whatever goes wrong must not lose what was predicted before it.
         written = writer.close()
-    print(f"{len(files)} images -> {written}")
+    print(f"{count_of(len(files) - len(failures), 'image')} -> {written}")
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {count_of(len(files), 'file')} could not be predicted: "
+            f"{some(failures)}"
+        )
 
 
-def _draw(path: Path, image: Image, prediction: Any, info: DatasetInfo) -> None:
+def _overlay_name(name: str) -> str:
+    """A PNG for every name; as inputs may differ in the folder or stem alone, these stay."""
+    return str(Path(name).with_name(image_stem(name) + ".png"))
+
+
+def _draw(path: Path, image: Image, prediction: Any, run: TrainedRun) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    shown = drawn_prediction(prediction, info)
-    draw_overlay(path, image.array, spacing=image.spacing, class_names=info.class_names, **shown)
+    names = run.info.class_names
+    shown = drawn_prediction(
+        prediction, run.info, least_score=run.experiment.config.evaluation.score_threshold
+    )
+    draw_overlay(path, image.array, spacing=image.spacing, class_names=names, **shown)
 
 
 def find_inputs(inputs: Sequence[str]) -> list[tuple[str, Path]]:
@@ -106,25 +139,26 @@ def find_inputs(inputs: Sequence[str]) -> list[tuple[str, Path]]:
     return found
 
 
-def _check(path: Path, example: Example, info: DatasetInfo) -> None:
-    ndim = example["image"].ndim - 1
-    if ndim != info.ndim:
-        raise UserError(f"{path}: has {ndim} dimensions; the network was trained on {info.ndim}")
+def _check(path: Path, example: Example, run: TrainedRun) -> None:
+    ndim, trained = example["image"].ndim - 1, run.info.ndim
+    if ndim != trained:
+        raise UserError(f"{path}: has {ndim} dimensions; the network was trained on {trained}")
+    check_intensities(run, example["image"], str(path))
     if not np.isfinite(example["image"]).all():
         raise UserError(f"{path}: holds NaN or infinite values; repair the file or leave it out")
 
 
-def _make_writer(output: Path, info: DatasetInfo) -> Any:
+def _make_writer(output: Path, run: TrainedRun) -> Any:
+    info = run.info
     if info.task == "classification":
         return ProbabilityWriter(output, info.class_names, multilabel=info.multilabel)
     if info.task == "detection":
-        return BoxWriter(output, info.class_names)
+        threshold = run.experiment.config.evaluation.score_threshold
+        return BoxWriter(output, info.class_names, score_threshold=threshold)
     return MaskWriter(output, info.class_names, instances=info.instances)
 
 
-def drawn_prediction(
-    prediction: Any, info: DatasetInfo, *, least_score: float = 0.3
-) -> dict[str, Any]:
+def drawn_prediction(prediction: Any, info: DatasetInfo, *, least_score: float) -> dict[str, Any]:
     """A prediction as the arguments of a picture; boxes scored below `least_score` left out."""
     if info.task == "segmentation":
         return {"mask": prediction}

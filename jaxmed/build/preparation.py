@@ -41,16 +41,17 @@ class Prepare:
         example = spatial.convert_channels(example, channels=self.channels)
         if self.spacing:
             example = spatial.resample(example, spacing=self.spacing)
-        if self.size:
-            change = choose(
-                {"stretch": spatial.resize, "pad": spatial.fit}, self.fit, key="data.fit"
-            )
-            example = change(example, shape=self.size)
+        # Before any padding, which must not count in an image's own mean and deviation.
         if self.normalization != "dataset":
             normalize = choose(
                 intensity.NORMALIZATIONS, self.normalization, key="data.normalization"
             )
             example = normalize(example, **dict(self.options))
+        if self.size:
+            change = choose(
+                {"stretch": spatial.resize, "pad": spatial.fit}, self.fit, key="data.fit"
+            )
+            example = change(example, shape=self.size)
         return example
 
 

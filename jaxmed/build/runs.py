@@ -13,17 +13,23 @@ from ml_collections import ConfigDict
 
 from jaxmed.build import pieces
 from jaxmed.build.config import (
+    base_config,
+    check_numbers,
     flatten,
     read_run,
+    useless_keys,
     write_json,
 )
 from jaxmed.build.experiment import Experiment, resolve
 from jaxmed.build.workdir import (
     SPLIT_FILE,
+    check_could_be_made,
+    check_same_kind,
     describe_run,
     has_checkpoints,
     make_folder,
     read_split,
+    refuse_several_processes,
     write_or_compare,
 )
 from jaxmed.data.cache import Cached
@@ -31,6 +37,7 @@ from jaxmed.data.loader import training_batches
 from jaxmed.data.splits import split_cases
 from jaxmed.evaluation.evaluate import plain_scores, predict_cases, score_cases
 from jaxmed.evaluation.pictures import draw_batch
+from jaxmed.preprocessing.plan import CPU_FLOPS
 from jaxmed.training.checkpoints import Checkpoints, merge_params, restore_variables
 from jaxmed.training.logging import Logger
 from jaxmed.training.loop import StopSignal, train
@@ -39,7 +46,7 @@ from jaxmed.training.step import example_keys
 from jaxmed.types import Source, UserError
 
 
-def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> None:
+def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> bool:
     """Train in `workdir`, or go on where a run in it stopped; then evaluate the best checkpoint.
 
     Args:
@@ -47,27 +54,47 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
         workdir: made where missing.
         dry_run: only print the config, shapes, parameters and the memory of a step.
 
+    Returns:
+        Whether it came to its end; False where a signal stopped it.
+
     Raises:
         UserError: for every mistake in the config, the data or the workdir.
     """
     workdir = Path(workdir)
-    if not dry_run:
+    refuse_several_processes()
+    check_numbers(config)
+    if dry_run:
+        check_could_be_made(workdir)
+    else:
         make_folder(workdir)
+    # What an attempt left that never came to a checkpoint binds nobody.
+    earlier = read_run(workdir) if not dry_run and has_checkpoints(workdir) else None
+    if earlier:
+        check_same_kind(workdir, earlier, config)
     source = pieces.make_source(config)
     for note in source.notes:
         print(f"data: {note}")
-    # What an attempt left that never came to a checkpoint binds nobody.
-    earlier = read_run(workdir) if not dry_run and has_checkpoints(workdir) else None
-    split = (read_split(workdir, source) if earlier else None) or _make_split(config, source)
+    split = read_split(workdir, source) if earlier else None
+    notes = list(source.notes)
+    if split is None:
+        rows, left_out = pieces.usable_rows(config, source, range(len(source)))
+        for note in left_out:
+            print(f"data: {note}")
+        notes += left_out
+        usable = set(rows)
+        split = _make_split(config, source)
+        split = {part: [row for row in rows if row in usable] for part, rows in split.items()}
+    for key in sorted(set(useless_keys(config)) & _changed_keys(config)):
+        print(f"note: {key} is set, but this task, layout or model has no use for it")
     config, settings, fingerprint = resolve(
         config, source, split["train"], earlier=flatten(earlier["config"]) if earlier else None
     )
     print_plan(settings)
     experiment = Experiment(config, source.info, fingerprint["class_counts"])
     if dry_run:
-        print_dry_run(experiment, source[split["train"][0]])
-        return
-    run = describe_run(config, source, split, settings, fingerprint)
+        print_dry_run(experiment, fingerprint, source[split["train"][0]])
+        return True
+    run = describe_run(config, source, split, settings, fingerprint, notes)
     write_or_compare(workdir, run)
     write_json(
         workdir / SPLIT_FILE, {part: [source.ids[i] for i in rows] for part, rows in split.items()}
@@ -77,6 +104,13 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
         from jaxmed.build.evaluations import evaluate_run  # the report's libraries are slow
 
         evaluate_run(workdir, part="val", source=source)
+    return finished
+
+
+def _changed_keys(config: ConfigDict) -> set[str]:
+    """Keys whose values are not the defaults."""
+    defaults = flatten(base_config(config.task, config.data.layout))
+    return {key for key, value in flatten(config).items() if value != defaults.get(key)}
 
 
 def _make_split(config: ConfigDict, source: Source) -> dict[str, list[int]]:
@@ -149,6 +183,8 @@ def _train(
                 draw_first_batch(experiment, source, split["train"], workdir / "batch.png")
             elif first < config.training.steps:
                 logger.say(f"going on from step {first} of {config.training.steps}")
+            else:
+                logger.say(f"already finished at step {first}; only evaluated once more")
             state = train(
                 state,
                 lifted=lifted,
@@ -165,6 +201,12 @@ def _train(
                 steps_per_epoch=len(split["train"]) / config.data.batch_size,
                 stop=stop,
             )
+            if stop.requested:
+                step = int(lifted.global_state(state).step)
+                logger.say(
+                    f"stopped and saved at step {step} of {config.training.steps}; the same "
+                    "command goes on from there"
+                )
         return not stop.requested
 
 
@@ -242,10 +284,23 @@ def print_plan(settings: Mapping[str, Any]) -> None:
         print(f"plan: {key} = {value}")
 
 
-def print_dry_run(experiment: Experiment, example: dict[str, np.ndarray]) -> None:
-    """Print the config, the shapes, the parameters and the memory of a step."""
+def print_dry_run(
+    experiment: Experiment, fingerprint: Mapping[str, Any], example: dict[str, np.ndarray]
+) -> None:
+    """Print the config, the data, the shapes, the parameters, and what a step costs."""
+    useless = useless_keys(experiment.config)
     for key, value in flatten(experiment.config).items():
-        print(f"{key} = {value!r}")
+        if key not in useless:
+            print(f"{key} = {value!r}")
+    shapes = np.array(fingerprint["shapes"])
+    unit = {"classification": "images", "detection": "boxes", "segmentation": "voxels"}
+    print(f"\n{unit[experiment.info.task]} a class in the training part:")
+    for name, count in zip(experiment.info.class_names, fingerprint["class_counts"], strict=True):
+        print(f"  {name}: {count:,}")
+    print(
+        f"sizes of {len(shapes)} images: {tuple(shapes.min(0).tolist())} to "
+        f"{tuple(shapes.max(0).tolist())}, of {', '.join(fingerprint['dtypes'])}"
+    )
     batch = experiment.example_batch(example)
     print("\nbatch:")
     for key, value in batch.items():
@@ -262,3 +317,9 @@ def print_dry_run(experiment: Experiment, example: dict[str, np.ndarray]) -> Non
     assert memory is not None, "every backend of jax says what a program needs"
     held = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
     print(f"\n{total:,} parameters; a step needs some {held:,.0f} MiB on one device")
+    flops = experiment.step_flops(example)
+    minutes = flops * experiment.config.training.steps / CPU_FLOPS / 60
+    print(
+        f"{flops / 1e9:.2g} GFLOP a step; {experiment.config.training.steps} steps: some "
+        f"{max(1, round(minutes))} minutes on two CPU cores, without evaluations"
+    )

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed.build.config import config_of_run, read_run
+from jaxmed.build.config import check_numbers, config_of_run, read_run
 from jaxmed.build.experiment import Experiment
+from jaxmed.build.workdir import refuse_several_processes
 from jaxmed.training.checkpoints import restore_variables
-from jaxmed.types import DatasetInfo
+from jaxmed.types import DatasetInfo, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +47,14 @@ def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRu
         config: the run's, perhaps with overrides; None reads it.
     """
     workdir = Path(workdir)
+    refuse_several_processes()
     run = read_run(workdir)
     info = dict(run["data"]["info"])
     info["class_names"] = tuple(info["class_names"])
     data_info = DatasetInfo(**info)
-    experiment = Experiment(
-        config if config is not None else config_of_run(run), data_info, run["data"]["class_counts"]
-    )
+    config = config_of_run(run) if config is None else config
+    check_numbers(config)
+    experiment = Experiment(config, data_info, run["data"]["class_counts"])
     variables, step = restore_variables(workdir / "checkpoints")
     return TrainedRun(
         experiment,
@@ -62,6 +64,26 @@ def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRu
         parameters_sha256(variables["params"]),
         run,
     )
+
+
+def check_intensities(run: TrainedRun, image: np.ndarray, where: str) -> None:
+    """Refuse an image whose numbers cannot mean what those of the training images did.
+
+    Where all images are scaled by the training set's own mean and deviation, deeper pixels than
+    the network ever saw would saturate it, and 8-bit ones be all alike to it, without a word.
+
+    Raises:
+        UserError: naming the image.
+    """
+    trained = run.run["data"]["dtypes"]
+    if run.experiment.config.data.normalization != "dataset":
+        return
+    if (trained == ["uint8"]) != (image.dtype == np.uint8):
+        raise UserError(
+            f"{where}: its values are {image.dtype}, {image.min():g} to {image.max():g}; the run "
+            f"was trained on {', '.join(trained)} and scales by that set's mean: convert the "
+            "image, or train with --config.data.normalization=zscore"
+        )
 
 
 def parameters_sha256(params: Any) -> str:

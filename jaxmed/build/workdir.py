@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,33 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
+def check_could_be_made(path: Path) -> None:
+    """Refuse a folder that `make_folder` could not make, without making it."""
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"{path}: cannot be made or written; choose another folder")
+
+
+def check_same_kind(workdir: Path, earlier: Mapping[str, Any], config: ConfigDict) -> None:
+    """Refuse a workdir of another task or layout, whose differences would fill a page."""
+    old = (earlier["config"]["task"], earlier["config"]["data"]["layout"])
+    new = (config.task, config.data.layout)
+    if old != new:
+        raise UserError(
+            f"{workdir}: holds a run of {old[0]} on {old[1]}, not of {new[0]} on {new[1]}; use "
+            "another workdir"
+        )
+
+
+def refuse_several_processes() -> None:
+    """Several hosts would write the same files; until they are told apart, there is one."""
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{jax.process_count()} JAX processes run together; one process, with all the devices "
+            "of its machine, is supported"
+        )
+
+
 def has_checkpoints(workdir: Path) -> bool:
     """Whether a run came as far as a finished checkpoint."""
     return any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*"))
@@ -75,6 +103,7 @@ def describe_run(
     split: Mapping[str, Sequence[int]],
     settings: Mapping[str, Any],
     fingerprint: Mapping[str, Any],
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     """The content of config.json."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -87,7 +116,8 @@ def describe_run(
             "info": dataclasses.asdict(source.info),
             "cases": {part: len(rows) for part, rows in split.items()},
             "class_counts": fingerprint["class_counts"],
-            "notes": list(source.notes),
+            "dtypes": fingerprint["dtypes"],
+            "notes": list(notes),
         },
         "versions": {
             "python": platform.python_version(),
@@ -131,8 +161,13 @@ def write_or_compare(workdir: Path, run: dict[str, Any]) -> None:
             before[key] = now[key]
     changed = differences(before, now)
     if changed:
+        advice = "use another workdir, or the old values to go on with it"
+        if all(line.startswith(("training.steps", "training.epochs")) for line in changed):
+            advice = (
+                f"under the schedule {now['optimizer.schedule']} a longer run is another one: use "
+                f"another workdir, perhaps with --config.model.init={workdir}"
+            )
         raise UserError(
-            f"{workdir}: holds a run with another config ({'; '.join(changed)}); use another "
-            "workdir, or the old values to go on with it"
+            f"{workdir}: holds a run with another config ({'; '.join(changed)}); {advice}"
         )
     write_json(path, {**old, "config": run["config"]})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -152,7 +153,9 @@ def _luminance(array: np.ndarray) -> np.ndarray:
     return gray.astype(array.dtype)[..., None]
 
 
-def write_mask(path: str | os.PathLike[str], mask: np.ndarray, like: Image) -> Path:
+def write_mask(
+    path: str | os.PathLike[str], mask: np.ndarray, like: Image, *, names: Sequence[str] = ()
+) -> Path:
     """Write a mask in the format and geometry of the image it belongs to.
 
     Args:
@@ -161,6 +164,7 @@ def write_mask(path: str | os.PathLike[str], mask: np.ndarray, like: Image) -> P
             DICOM becomes DICOM SEG.
         mask: (*spatial) whole numbers from 0, on the grid of `like.array`.
         like: the image as read; its file must still be there, for its header is copied.
+        names: of the numbers from 0, for formats that can hold them (DICOM SEG).
 
     Returns:
         The path written.
@@ -186,7 +190,7 @@ def write_mask(path: str | os.PathLike[str], mask: np.ndarray, like: Image) -> P
     try:
         with common.reading(path, private=like.kind == "dicom", verb="written"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            module.write_mask(part, mask, like)
+            module.write_mask(part, mask, like, names)
             part.replace(path)
     finally:
         with contextlib.suppress(OSError):

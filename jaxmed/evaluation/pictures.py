@@ -1,8 +1,9 @@
 """Pictures of cases with masks and boxes, the truth and the prediction told apart.
 
-Truth is blue and dashed, prediction orange and solid (colours of Okabe and Ito, 2008, which people
-with any kind of colour vision tell apart); where neither is compared with the other, each class
-has a colour. Figures are made without pyplot, whose global state leaks between threads.
+Truth is dashed, prediction solid. With one class truth is blue and prediction orange (colours of
+Okabe and Ito, 2008, which people with any kind of colour vision tell apart); of masks of several
+classes, and where there is nothing to compare with, each class has a colour. Figures are made
+without pyplot, whose global state leaks between threads.
 """
 
 from __future__ import annotations
@@ -71,10 +72,12 @@ def draw_case(
     axis.imshow(
         shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=view.aspect(spacing)
     )
-    compared = true_mask is not None or true_boxes is not None
-    colour = PREDICTION_COLOUR if compared else None
+    # Boxes have their class written beside them; outlines of masks can only be coloured by it.
+    by_class = true_boxes is None and (true_mask is None or len(class_names) > 2)
+    colour = None if by_class else PREDICTION_COLOUR
     if true_mask is not None:
-        _draw_mask(axis, view.cut(true_mask), colour=TRUTH_COLOUR, style="dashed")
+        true_colour = None if by_class else TRUTH_COLOUR
+        _draw_mask(axis, view.cut(true_mask), colour=true_colour, style="dashed")
     if mask is not None:
         _draw_mask(axis, view.cut(mask), colour=colour, style="solid")
     if true_boxes is not None:
@@ -150,14 +153,28 @@ def draw_overlay(
         title: clipped.
         **what: mask, boxes, labels, scores, spacing and truth, of `draw_case`.
     """
-    figure = Figure(figsize=(6, 6.4), layout="constrained")
-    draw_case(figure.subplots(), image, class_names=class_names, title=title, **what)
-    mask = what.get("mask")
-    if what.get("true_mask") is not None or what.get("true_boxes") is not None:
+    figure = Figure(layout="constrained")
+    axis = figure.subplots()
+    draw_case(axis, image, class_names=class_names, title=title, **what)
+    figure.set_size_inches(_figure_size(axis))
+    masks = [mask for mask in (what.get("mask"), what.get("true_mask")) if mask is not None]
+    numbered = max((int(mask.max()) for mask in masks), default=0)
+    by_class = bool(masks) and numbered < len(class_names)
+    compared = what.get("true_mask") is not None or what.get("true_boxes") is not None
+    if by_class and (not compared or len(class_names) > 2):
+        _add_legend(figure, class_names[1:], note="dashed: truth" if compared else "")
+    elif compared:
         _add_legend(figure, ("prediction", "truth"), styles=("solid", "dashed"))
-    elif mask is not None and int(np.max(mask)) < len(class_names):
-        _add_legend(figure, class_names[1:])
     return save_figure(figure, path)
+
+
+def _figure_size(axis: Axes) -> tuple[float, float]:
+    """Inches, in the proportions of the picture, with room for a title and a legend."""
+    columns, rows = (abs(high - low) for low, high in (axis.get_xlim(), axis.get_ylim()))
+    aspect = axis.get_aspect()
+    height = rows * (1.0 if isinstance(aspect, str) else float(aspect))
+    longest = max(columns, height)
+    return max(3.0, 6 * columns / longest), max(2.0, 6 * height / longest) + 0.5
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
@@ -264,10 +281,11 @@ class _Boxes:
             row + height if below else row,
             " ".join(words),
             color=colour,
-            fontsize=6,
+            fontsize=7,
             va="top" if below else "bottom",
             clip_on=True,
             parse_math=False,
+            bbox={"facecolor": "black", "alpha": 0.55, "pad": 0.6, "linewidth": 0},
         )
 
     def _named(self, label: int) -> bool:
@@ -289,11 +307,16 @@ def _label_text(example: Mapping[str, np.ndarray], class_names: Sequence[str]) -
     return ", ".join(f"{class_names[i]} {label[i]:.2f}" for i in best if label[i] > 0)
 
 
-def _add_legend(figure: Figure, names: Sequence[str], *, styles: Sequence[Any] = ()) -> None:
-    """Name the colours below the picture."""
+def _add_legend(
+    figure: Figure, names: Sequence[str], *, styles: Sequence[Any] = (), note: str = ""
+) -> None:
+    """Name the colours below the picture; `note` names a style."""
     styles = styles or ["solid"] * len(CLASS_COLOURS)
     pairs = list(zip(CLASS_COLOURS, styles, strict=False))[: len(names)]
     lines = [Line2D([], [], color=colour, linestyle=style) for colour, style in pairs]
     shown = [clip(name, 24).replace("$", r"\$") for name in names[: len(lines)]]
+    if note:
+        lines.append(Line2D([], [], color="gray", linestyle="dashed"))
+        shown.append(note)
     if lines:
         figure.legend(lines, shown, loc="outside lower center", ncols=4, fontsize=8)

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+DARK = 100
+"""An 8-bit picture whose 99th percentile is not above this shows little unless it is stretched."""
+
 
 @dataclasses.dataclass(frozen=True)
 class View:
@@ -66,10 +69,13 @@ def choose_view(
 
 
 def window(image: np.ndarray) -> np.ndarray:
-    """(rows, columns[, 3]) float from 0 to 1; values that are not finite are black."""
+    """(rows, columns[, 3]) float from 0 to 1; values that are not finite are black.
+
+    Colours of 8 bits are shown as they are, save where nearly all are dark, as in fluorescence.
+    """
     coloured = image.shape[-1] == 3
     image = image if coloured else image[..., 0]
-    if coloured and image.dtype == np.uint8:
+    if coloured and image.dtype == np.uint8 and np.percentile(image, 99) > DARK:
         return image / 255.0
     image = np.asarray(image, np.float64)
     finite = np.isfinite(image)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxmed.data.images import Image, write_mask
+from jaxmed.types import count_of
 
 
 class ProbabilityWriter:
@@ -52,11 +53,17 @@ class BoxWriter:
 
     `bbox` is [x, y, width, height] of a picture, whose array axes are (y, x); of a volume it is
     [x, y, z, width, height, depth] along the axes of its RAS array, in voxels.
+
+    Args:
+        folder: to write to.
+        class_names: kinds of object.
+        score_threshold: of the boxes that are counted for the reader; all are written.
     """
 
-    def __init__(self, folder: Path, class_names: Sequence[str]):
+    def __init__(self, folder: Path, class_names: Sequence[str], *, score_threshold: float = 0.3):
         self._path = folder / "detections.json"
         self._names = class_names
+        self._threshold = score_threshold
         self._boxes: list[dict[str, Any]] = []
         self._files = 0
 
@@ -79,8 +86,8 @@ class BoxWriter:
                     "score": round(score, 6),
                 }
             )
-        sure = int((prediction["scores"] >= 0.3).sum())
-        return f"{sure} objects scored .3 or more"
+        sure = int((prediction["scores"] >= self._threshold).sum())
+        return f"{count_of(sure, 'object')} scored {self._threshold:g} or more"
 
     def close(self) -> Path:
         """Write the file."""
@@ -100,9 +107,10 @@ class MaskWriter:
         """Write the mask of one file; returns what to say of it."""
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = write_mask(path, mask, image)
+        # Numbers of instances have no names.
+        written = write_mask(path, mask, image, names=() if self._instances else self._names)
         if self._instances:
-            return f"{mask.max()} instances -> {written}"
+            return f"{count_of(int(mask.max()), 'instance')} -> {written}"
         shares = np.bincount(mask.ravel(), minlength=len(self._names))[1:] / mask.size
         told = ", ".join(f"{n} {s:.1%}" for n, s in zip(self._names[1:], shares, strict=True))
         return f"{told} -> {written}"

@@ -32,7 +32,7 @@ def plan_settings(
         flat settings such as `{"data.size": (64, 64)}`, only for keys that `given` leaves empty.
     """
     settings: dict[str, Any] = {"data.channels": info.channels}
-    settings |= _intensity(fingerprint, info)
+    settings |= _intensity(fingerprint, info, given)
     if info.task == "segmentation":
         settings |= _segmentation(fingerprint, info, given)
     else:
@@ -68,7 +68,9 @@ def plan_steps(
     return int(max(epochs[0] * epoch, min(affordable, epochs[1] * epoch), 50))
 
 
-def _intensity(fingerprint: Mapping[str, Any], info: DatasetInfo) -> dict[str, Any]:
+def _intensity(
+    fingerprint: Mapping[str, Any], info: DatasetInfo, given: Mapping[str, Any]
+) -> dict[str, Any]:
     """Shared statistics where intensities mean the same in every image, its own ones elsewhere.
 
     Eight-bit pictures and Hounsfield units are comparable between images; MRI and microscopy with
@@ -80,6 +82,9 @@ def _intensity(fingerprint: Mapping[str, Any], info: DatasetInfo) -> dict[str, A
     normalization = "dataset" if comparable else "zscore"
     if info.task == "segmentation" and not is_ct:
         normalization = "zscore"  # stains and exposures differ more than a mask's meaning does
+    normalization = given.get("data.normalization") or normalization
+    if normalization != "dataset":
+        return {"data.normalization": normalization}
     return {
         "data.normalization": normalization,
         "data.intensity.mean": tuple(fingerprint["mean"]),
@@ -114,8 +119,9 @@ def _whole_image(
         "data.batch_size": _batch(voxels, fingerprint["cases"], most=16 if detection else 32),
         "model.width": 32 if info.ndim == 2 else 16,
         "model.stem_strides": stem,
-        "model.levels": (1, 2, 3) if stem * 2 >= 4 or info.ndim == 3 else (2, 3),
-    }
+    } | (
+        {"model.levels": (1, 2, 3) if stem >= 2 or info.ndim == 3 else (2, 3)} if detection else {}
+    )
 
 
 def _segmentation(
@@ -141,6 +147,8 @@ def _segmentation(
         "data.batch_size": _batch(voxels, fingerprint["cases"], most=8),
         "model.features": features,
         "model.strides": strides,
+        # A millimetre is a voxel or so of a scan, but thousands of a microscope's.
+        "evaluation.nsd_tolerance": 1.0 if target.max() >= 0.1 else float(target.max()),
     }
     return settings
 

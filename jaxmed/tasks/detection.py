@@ -25,6 +25,7 @@ class Detection:
         box_weight: of the box loss beside the class loss.
         iou_threshold: overlap above which the lower-scored box of a class is dropped.
         max_detections: boxes kept an image.
+        score_threshold: of the detections that `describe` counts; the scores of a set need none.
     """
 
     main_score = "ap50"
@@ -36,11 +37,13 @@ class Detection:
         box_weight: float = 2.0,
         iou_threshold: float = 0.6,
         max_detections: int = 100,
+        score_threshold: float = 0.3,
     ):
         self.class_names = tuple(class_names)
         self.box_weight = box_weight
         self.iou_threshold = iou_threshold
         self.max_detections = max_detections
+        self.score_threshold = score_threshold
 
     def loss(
         self,
@@ -144,11 +147,11 @@ class Detection:
         )
 
     def describe(self, row: Row) -> dict[str, float | str]:
-        """Objects, hits and false alarms at IoU .5 among detections scored .3 or more.
+        """Objects, hits and false alarms at IoU .5 among detections above the score threshold.
 
         The score is their F1: 2 hits / (objects + detections); 1 where there are neither.
         """
-        sure = np.asarray(row["score"]) >= 0.3
+        sure = np.asarray(row["score"]) >= self.score_threshold
         hits = int(np.asarray(row["matched"])[0, sure].sum())
         objects, found = int(np.sum(row["truths"])), int(sure.sum())
         score = 2 * hits / (objects + found) if objects + found else 1.0

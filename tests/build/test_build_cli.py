@@ -60,9 +60,11 @@ def test_an_empty_folder(tmp_path):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("--config.training.step=3", 'Did you mean "steps"'),
-        ("--config.optimzer.name=sgd", 'Did you mean "optimizer"'),
+        ("--config.training.step=3", "did you mean --config.training.steps?"),
+        ("--config.optimzer.name=sgd", "did you mean --config.optimizer.name?"),
+        ("--training.steps=3", "did you mean --config.training.steps?"),
         ("--config.training.steps=many", "many"),
+        ("--config.data.size=large", "data.size is ('large',)"),
         ("--workdri=x", "workdir"),
         ("--config.optimizer.name=adamm", "sgd, adam, adamw"),
         ("--config.model.name=resnet19", "resnet18"),

@@ -377,7 +377,9 @@ def test_labels_beyond_the_set_pickles_and_damage_are_refused(tmp_path):
 
 
 def test_download_is_asked_for_checked_and_kept(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="set download=True.*zenodo.org/records/10519652"):
+    with pytest.raises(
+        UserError, match="set --config.data.download=true.*zenodo.org/records/10519652"
+    ):
         MedMNIST(tmp_path, name="breastmnist")
     with pytest.raises(UserError, match="expected one of pathmnist"):
         MedMNIST(tmp_path, name="brestmnist", download=True)

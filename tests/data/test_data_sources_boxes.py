@@ -327,5 +327,5 @@ def test_tfds_detection_and_segmentation(prepared):
 def test_tfds_that_is_not_there(prepared):
     with pytest.raises(UserError, match="no data set of TensorFlow Datasets can be opened"):
         TFDS(prepared)
-    with pytest.raises(UserError, match="is not prepared in .*set download=True"):
+    with pytest.raises(UserError, match="is not prepared in .*set --config.data.download=true"):
         TFDS("bccd", data_dir=prepared)

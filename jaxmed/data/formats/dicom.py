@@ -209,12 +209,12 @@ def mask_suffix(like: Image) -> str:
     return ".dcm"
 
 
-def write_mask(path: Path, mask: np.ndarray, like: Image) -> None:
+def write_mask(path: Path, mask: np.ndarray, like: Image, names: Sequence[str]) -> None:
     """Write a DICOM SEG that refers to the slices of `like`."""
     from jaxmed.data.formats import dicom_seg
 
     if like.orientation is None:
-        dicom_seg.write(path, mask[None], [like.path], thickness=1.0)
+        dicom_seg.write(path, mask[None], [like.path], names, thickness=1.0)
         return
     headers = _headers(like.path)
     frames, affine, _ = _volume(headers)
@@ -225,4 +225,4 @@ def write_mask(path: Path, mask: np.ndarray, like: Image) -> None:
         planes = planes[np.argsort([frame.number for frame in frames])]
         files = list(headers)
     thickness = round(float(np.linalg.norm(affine[:3, 2])), 6)
-    dicom_seg.write(path, planes, files, thickness=thickness)
+    dicom_seg.write(path, planes, files, names, thickness=thickness)

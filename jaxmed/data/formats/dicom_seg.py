@@ -26,8 +26,8 @@ _MAY_BE_EMPTY = (
 )
 
 
-def _descriptions(highdicom: Any, count: int) -> list[Any]:
-    """One description a class number, 1 to `count`."""
+def _descriptions(highdicom: Any, count: int, names: Sequence[str]) -> list[Any]:
+    """One description a class number, 1 to `count`, with its name where there is one."""
     from pydicom.sr.codedict import codes
 
     algorithm = highdicom.AlgorithmIdentificationSequence(
@@ -38,7 +38,8 @@ def _descriptions(highdicom: Any, count: int) -> list[Any]:
     return [
         highdicom.seg.SegmentDescription(
             segment_number=number,
-            segment_label=f"class {number}",
+            # A label may have 64 characters.
+            segment_label=(names[number] if number < len(names) else f"class {number}")[:64],
             segmented_property_category=codes.SCT.Tissue,
             segmented_property_type=codes.SCT.Tissue,
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
@@ -48,13 +49,21 @@ def _descriptions(highdicom: Any, count: int) -> list[Any]:
     ]
 
 
-def write(path: Path, planes: np.ndarray, files: Sequence[Path], *, thickness: float) -> None:
+def write(
+    path: Path,
+    planes: np.ndarray,
+    files: Sequence[Path],
+    names: Sequence[str],
+    *,
+    thickness: float,
+) -> None:
     """Write a binary DICOM SEG.
 
     Args:
         path: of the new file.
         planes: (slices, rows, cols) class numbers, slice by slice as in `files`.
         files: the DICOM files that were segmented; the new file names their patient, as they do.
+        names: of the class numbers from 0; a number beyond them is called by itself.
         thickness: of a slice in mm, for files that do not say it.
 
     Raises:
@@ -79,7 +88,9 @@ def write(path: Path, planes: np.ndarray, files: Sequence[Path], *, thickness: f
             source_images=sources,
             pixel_array=values,
             segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=_descriptions(highdicom, max(1, int(values.max(initial=0)))),
+            segment_descriptions=_descriptions(
+                highdicom, max(1, int(values.max(initial=0))), names
+            ),
             series_instance_uid=highdicom.UID(),
             series_number=900,
             sop_instance_uid=highdicom.UID(),

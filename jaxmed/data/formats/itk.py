@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,9 @@ def mask_suffix(like: Image) -> str:
     return ".nrrd" if like.kind == "nrrd" else ".mha"
 
 
-def write_mask(path: Path, mask: np.ndarray, like: Image) -> None:
+def write_mask(path: Path, mask: np.ndarray, like: Image, names: Sequence[str]) -> None:
     """Write a mask with the origin, spacing and directions of `like`."""
+    del names
     reader = _header(like.path)
     values = mask
     if like.orientation is not None:

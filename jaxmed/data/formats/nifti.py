@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from io import IOBase
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,9 @@ def mask_suffix(like: Image) -> str:
     return ".nii.gz" if like.path.suffix.lower() == ".gz" else ".nii"
 
 
-def write_mask(path: Path, mask: np.ndarray, like: Image) -> None:
+def write_mask(path: Path, mask: np.ndarray, like: Image, names: Sequence[str]) -> None:
     """Write a mask with the header of `like`: sform, qform and their codes are kept bit for bit."""
+    del names
     with _stream(like.path) as stream:
         original = _image(stream)
     assert like.orientation is not None

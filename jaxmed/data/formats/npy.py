@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +59,8 @@ def mask_suffix(like: Image) -> str:
     return ".npy"
 
 
-def write_mask(path: Path, mask: np.ndarray, like: Image) -> None:
+def write_mask(path: Path, mask: np.ndarray, like: Image, names: Sequence[str]) -> None:
     """Write a mask as an array of its spatial shape."""
-    del like
+    del like, names
     with open(path, "wb") as stream:
         np.save(stream, common.smallest_unsigned(mask), allow_pickle=False)

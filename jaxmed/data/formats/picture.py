@@ -6,6 +6,7 @@ drawn on the stored pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def mask_suffix(like: Image) -> str:
     return ".png"
 
 
-def write_mask(path: Path, mask: np.ndarray, like: Image) -> None:
+def write_mask(path: Path, mask: np.ndarray, like: Image, names: Sequence[str]) -> None:
     """Write a mask as gray PNG of 8 or 16 bits."""
-    del like
+    del like, names
     PIL.Image.fromarray(common.smallest_unsigned(mask, 2**16 - 1)).save(path, format="PNG")

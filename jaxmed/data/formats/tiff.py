@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +156,9 @@ def mask_suffix(like: Image) -> str:
     return ".tif"
 
 
-def write_mask(path: Path, mask: np.ndarray, like: Image) -> None:
+def write_mask(path: Path, mask: np.ndarray, like: Image, names: Sequence[str]) -> None:
     """Write a mask as compressed TIFF; a volume as pages (z, y, x)."""
+    del names
     values = common.smallest_unsigned(mask)
     if values.ndim == 3:
         values = values.transpose(2, 1, 0)

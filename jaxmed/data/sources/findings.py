@@ -62,7 +62,7 @@ class Findings:
         if self.problems:
             raise _data_error(self.where, self.problems + self.invalid, "mend the files")
         if self.invalid and policy == "error":
-            advice = "mend the files, or leave these out with data.invalid=drop (invalid='drop')"
+            advice = "mend the files, or leave these out with --config.data.invalid=drop"
             raise _data_error(self.where, self.invalid, advice)
         if self.invalid:
             shown = "; ".join(self.invalid[:SHOWN_PROBLEMS]) + _rest(self.invalid)

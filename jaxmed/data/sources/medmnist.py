@@ -166,7 +166,7 @@ def _find_file(path: Path, name: str | None, *, download: bool) -> Path:
         )
     if not download:
         raise UserError(
-            f"{file}: no such file; set download=True (data.download=true), or put there what "
+            f"{file}: no such file; set --config.data.download=true, or put there what "
             f"{URL.format(name=name)} gives"
         )
     return fetch(URL.format(name=name), file, md5=MEDMNIST_SETS[name].md5)

@@ -175,7 +175,7 @@ def _open_builder(
         ) from error
     if not builder.info.splits:
         raise UserError(
-            f"{path}: is not prepared in {builder.data_dir}; set download=True (data.download=true)"
+            f"{path}: is not prepared in {builder.data_dir}; set --config.data.download=true"
         )
     return builder
 
