@@ -86,12 +86,14 @@ def test_a_preset_that_is_not_there(tmp_path):
     assert ":hippocampus" in line
 
 
-def test_a_workdir_beneath_a_file(tmp_path):
+@pytest.mark.parametrize("dry_run", [(), ("--dry_run",)])
+def test_a_workdir_beneath_a_file(tmp_path, dry_run):
     (tmp_path / "file").write_text("")
     line = complaint(
         "train.py",
         "--config=configs/classify_phantoms.py",
         f"--workdir={tmp_path}/file/run",
+        *dry_run,
     )
     assert f"{tmp_path}/file/run" in line
 
@@ -102,6 +104,26 @@ def test_a_truncated_picture(tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     line = train("classify_folders.py", tmp_path, f"--config.data.path={tmp_path}/set")
     assert path.name in line
+
+
+def test_all_broken_files_are_told_at_once_or_left_out(tmp_path):
+    write_phantoms(tmp_path / "set", layout="pairs", count=40, size=32)
+    masks = sorted((tmp_path / "set").rglob("masks/*.png"))
+    iio.imwrite(masks[0], np.full((32, 32), 200, np.uint8))
+    image = masks[30].parent.with_name("images") / masks[30].name
+    image.write_bytes(image.read_bytes()[:200])
+    path = f"--config.data.path={tmp_path}/set"
+    line = train("segment_pairs.py", tmp_path, path)
+    assert "2 problems" in line
+    assert masks[0].name in line
+    assert image.name in line
+    assert "--config.data.invalid=drop" in line
+    done = run(
+        "train.py", "--config=configs/segment_pairs.py", path, "--config.data.invalid=drop",
+        "--config.training.steps=1", "--dry_run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 invalid annotations were left out" in done.stdout
 
 
 def test_a_mask_of_another_shape(tmp_path):
@@ -154,6 +176,7 @@ def test_dry_run_tells_shapes_parameters_and_memory_and_writes_nothing(tmp_path)
         "train.py",
         "--config=configs/segment_phantoms.py",
         "--config.data.count=20",
+        "--config.model.width=64",
         f"--workdir={tmp_path}/run",
         "--dry_run",
     )
@@ -163,8 +186,12 @@ def test_dry_run_tells_shapes_parameters_and_memory_and_writes_nothing(tmp_path)
         "encoder0",
         "a step needs some",
         "image",
+        "voxels a class in the training part:\n  background: ",
+        "minutes on two CPU cores",
     ):
         assert told in done.stdout
+    assert "note: model.width is set" in done.stdout
+    assert "data.size =" not in done.stdout  # which segmentation has no use for
     assert not (tmp_path / "run").exists()
 
 

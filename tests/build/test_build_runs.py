@@ -232,12 +232,33 @@ def test_a_volume_is_refused_by_a_network_of_pictures(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_broken_file_keeps_no_other_from_being_predicted(trained, tmp_path, capsys):
+    write_phantoms(tmp_path / "new", layout="pairs", count=3, size=48, parts=False)
+    files = sorted((tmp_path / "new/images").iterdir())
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    iio.imwrite(files[1], iio.imread(files[1]).astype(np.uint16) * 200)
+    with pytest.raises(UserError, match="2 of 3 files could not be predicted") as caught:
+        predict_run(
+            trained["classification"], [str(tmp_path / "new/images")], output=tmp_path / "out"
+        )
+    assert files[0].name in str(caught.value)
+    # 16 bits, where training had 8 and scaled them by its own mean.
+    assert files[1].name in capsys.readouterr().err
+    with (tmp_path / "out/predictions.csv").open() as file:
+        assert [row["file"] for row in csv.DictReader(file)] == [files[2].name]
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_only_with_the_same_config(trained):
     workdir = trained["classification"]
     with pytest.raises(UserError, match=r"optimizer.learning_rate: 0.001 -> 0.01"):
         train_run(small_config("classification", **{"optimizer.learning_rate": 0.01}), workdir)
     with pytest.raises(UserError, match="other data"):
         train_run(small_config("classification", **{"data.count": 41}), workdir)
+    with pytest.raises(UserError, match="schedule cosine .*--config.model.init="):
+        train_run(small_config("classification", **{"training.steps": 6}), workdir)
+    with pytest.raises(UserError, match="holds a run of classification on phantoms, not of seg"):
+        train_run(small_config("segmentation"), workdir)
     before = digest(workdir)
     train_run(small_config("classification", **{"training.log_every": 3}), workdir)
     assert digest(workdir) == before
@@ -326,10 +347,12 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path, number):
     process = start(killed)
     wait_for(killed / "checkpoints/6", process, killed)
     process.send_signal(number)
-    process.wait(120)
+    # As of any interrupted command: 130 tells a script around it that the run is not finished.
+    assert process.wait(120) == (130 if number == signal.SIGTERM else -number)
     assert not (killed / "checkpoints/12").exists(), "it was killed too late to tell"
     assert start(killed).wait(300) == 0, output(killed)
     assert "going on from step" in output(killed)
+    assert ("stopped and saved at step" in output(killed)) == (number == signal.SIGTERM)
     assert digest(killed, 12) == digest(whole, 12)
 
     def log(workdir):

@@ -72,7 +72,7 @@ def test_masks_of_booleans(tmp_path):
         ((0, 2, 3), r"values 0, 2, 3 \(3 in a.png\): number the classes 0, 1, 2"),
         ((0, 1, 255), "values 0, 1, 255"),
         ((0,), "all masks are empty"),
-        (tuple(range(100)), "numbers up to 99, as of instances; set masks=instance"),
+        (tuple(range(100)), "numbers up to 99, as of instances; set --config.data.masks=instance"),
     ],
 )
 def test_values_that_are_no_classes_are_refused(tmp_path, values, message):
@@ -129,8 +129,8 @@ def test_colour_masks_are_refused_gray_ones_and_palettes_are_not(tmp_path):
     colours = gray.copy()
     colours[..., 0] *= 200
     save(tmp_path / "masks" / "b.png", colours)
-    with pytest.raises(DataError, match=r"b.png: mask has 3 channels \(colours\)"):
-        ImageMaskPairs(tmp_path)
+    with pytest.raises(UserError, match=r"b.png: mask has 3 channels \(colours\)"):
+        ImageMaskPairs(tmp_path)[1]
 
 
 def test_all_that_does_not_pair_is_listed_or_dropped(tmp_path):
@@ -200,7 +200,7 @@ def test_real_pairs(real_data):
     assert {part: len(rows) for part, rows in source.parts.items()} == {"train": 165, "val": 36}
     assert source.info.channels == 3  # RGBA, of which the constant alpha is no channel
     assert source[0]["mask"].max() == 22  # as its manifest says
-    with pytest.raises(UserError, match="set masks=instance"):
+    with pytest.raises(UserError, match="set --config.data.masks=instance"):
         ImageMaskPairs(real_data / "dsb2018_nuclei")
     source = ImageMaskPairs(real_data / "nrrd")
     assert list(source.ids) == ["brain1", "breast1"]

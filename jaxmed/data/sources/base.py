@@ -167,6 +167,23 @@ def read_channels(paths: Sequence[Path], *, channels: int | None) -> Image:
     return dataclasses.replace(first, array=array)
 
 
+def first_shape(
+    images: Iterable[Sequence[Path]], *, channels: int | None = None
+) -> tuple[int, ...]:
+    """Shape (*spatial, channels) of the first of some cases that can be read.
+
+    Raises:
+        UserError: of the first case, if none can.
+    """
+    first: UserError | None = None
+    for paths in images:
+        try:
+            return read_channels(paths, channels=channels).array.shape
+        except UserError as error:
+            first = first or error
+    raise first or ValueError("called with no case")
+
+
 def check_same_grid(path: Path, image: Image, other_path: Path, other: Image) -> None:
     """Raise a UserError that names both files unless the images have one shape and one geometry.
 

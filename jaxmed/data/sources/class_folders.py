@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxmed.data.images import image_stem, list_images, read_image
+from jaxmed.data.images import image_stem, list_images
 from jaxmed.data.manifest import Entry, has_column, read_entries
-from jaxmed.data.sources.base import Case, FileSource, make_ids
+from jaxmed.data.sources.base import Case, FileSource, first_shape, make_ids
 from jaxmed.data.sources.findings import Findings, part_name, some
 from jaxmed.data.sources.layouts import guess_layout, nested_layouts, open_folder, wrong_layout
 from jaxmed.types import DatasetInfo, UserError
@@ -77,7 +77,7 @@ class ClassFolders(FileSource):
             )
             for name, file, entry in zip(make_ids(root, files), files, known, strict=True)
         ]
-        shape = read_image(files[0], channels=channels).array.shape
+        shape = first_shape(([file] for file in files), channels=channels)
         info = DatasetInfo(
             name=root.resolve().name,
             task="classification",

@@ -79,16 +79,20 @@ def whole_numbers(array: np.ndarray, path: Path) -> np.ndarray:
 def stored_values(paths: Sequence[Path], findings: Findings) -> dict[int, Path]:
     """Every value that occurs in the masks, with a file that holds it; reads all of them once.
 
-    Masks that cannot be understood are added to the problems of `findings`.
+    Masks that cannot be understood are passed over here, since reading their case says so; where
+    there is no other, they are added to the problems of `findings`.
     """
     found: dict[int, Path] = {}
+    broken: list[str] = []
     with ThreadPoolExecutor(max_workers=8) as pool:
         for path, values in zip(paths, pool.map(_values, paths), strict=True):
             if isinstance(values, UserError):
-                findings.problems.append(str(values))
+                broken.append(str(values))
                 continue
             for value in values:
                 found.setdefault(value, path)
+    if not found:
+        findings.problems += broken
     return found
 
 

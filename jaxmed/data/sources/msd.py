@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxmed.data.images import image_shape, image_stem, list_images
 from jaxmed.data.manifest import Entry, read_entries, safe_path
-from jaxmed.data.sources.base import Case, FileSource, read_channels
+from jaxmed.data.sources.base import Case, FileSource, first_shape
 from jaxmed.data.sources.findings import Findings, one_a_key
 from jaxmed.data.sources.layouts import open_folder, wrong_layout
 from jaxmed.data.sources.masks import MaskReader, json_classes, read_json
@@ -61,7 +61,7 @@ class Decathlon(FileSource):
         info = DatasetInfo(
             name=str(dataset.get("name") or root.resolve().name),
             task="segmentation",
-            ndim=read_channels(cases[0].images, channels=None).array.ndim - 1,
+            ndim=len(first_shape(case.images for case in cases)) - 1,
             channels=len(channel_names),
             class_names=names,
             kind=", ".join(channel_names),

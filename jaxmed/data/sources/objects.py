@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmed.data.images import image_shape, read_image
-from jaxmed.data.sources.base import Case
+from jaxmed.data.images import image_shape
+from jaxmed.data.sources.base import Case, first_shape
 from jaxmed.data.sources.findings import Findings
 from jaxmed.types import DatasetInfo, UserError
 
@@ -33,11 +33,11 @@ class Object:
 
 
 def header_shape(path: Path, findings: Findings) -> tuple[int, ...] | None:
-    """Rows and columns from the file's header; None, and a problem, if it cannot be read."""
+    """Rows and columns from the file's header; None, and a finding, if it cannot be read."""
     try:
         shape = image_shape(path)
     except UserError as error:
-        findings.problems.append(str(error))
+        findings.invalid.append(str(error))
         return None
     if len(shape) != 3:
         findings.problems.append(f"{path.name} is a volume, shape {shape}; boxes are of pictures")
@@ -116,12 +116,12 @@ def detection_info(
     """
     if not cases or not names:
         raise UserError(f"{root}: no annotated {'class' if cases else 'image'} is left; check path")
-    image = read_image(cases[0].images[0], channels=channels).array
+    shape = first_shape((case.images for case in cases), channels=channels)
     return DatasetInfo(
         name=root.resolve().name,
         task="detection",
-        ndim=image.ndim - 1,
-        channels=image.shape[-1],
+        ndim=len(shape) - 1,
+        channels=shape[-1],
         class_names=tuple(names),
         kind=kind,
     )

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxmed.data.images import image_shape, image_stem, list_images, read_image
+from jaxmed.data.images import image_shape, image_stem, list_images
 from jaxmed.data.manifest import Entry, read_entries
-from jaxmed.data.sources.base import Case, FileSource, make_ids
+from jaxmed.data.sources.base import Case, FileSource, first_shape, make_ids
 from jaxmed.data.sources.findings import Findings, one_a_key, part_name
 from jaxmed.data.sources.layouts import (
     IMAGE_FOLDERS,
@@ -97,7 +97,7 @@ class ImageMaskPairs(FileSource):
                 make_ids(root, files, stems=stems), pairs, known, strict=True
             )
         ]
-        shape = read_image(files[0], channels=channels).array.shape
+        shape = first_shape(([file] for file in files), channels=channels)
         info = DatasetInfo(
             name=root.resolve().name,
             task="segmentation",
@@ -182,7 +182,7 @@ def _same_shape(image: Path, mask: Path, findings: Findings) -> bool:
     try:
         shape, mask_shape = image_shape(image)[:-1], image_shape(mask)[:-1]
     except UserError as error:
-        findings.problems.append(str(error))
+        findings.invalid.append(str(error))
         return False
     if shape == mask_shape:
         return True

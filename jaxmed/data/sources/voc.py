@@ -165,7 +165,7 @@ def _read_annotation(
     try:
         root = read_xml(path)
     except UserError as error:
-        findings.problems.append(str(error))
+        findings.invalid.append(str(error))
         return None
     objects, difficult = [], 0
     for number, element in enumerate(root.iter("object"), start=1):
