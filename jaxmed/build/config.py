@@ -152,7 +152,7 @@ def _model_config(task: str) -> dict[str, Any]:
         "strides": (),  # plan; a U-Net's steps between levels
         "deep_supervision": False,
         "levels": (),  # plan; the stages a detector looks at
-        "head_features": 96,
+        "head_features": 0,  # plan; of a detector's heads
     }
 
 

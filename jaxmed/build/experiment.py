@@ -191,6 +191,7 @@ REQUIRED = {
         "model.width",
         "model.stem_strides",
         "model.levels",
+        "model.head_features",
     ),
     "segmentation": ("data.patch", "model.features", "evaluation.nsd_tolerance"),
 }

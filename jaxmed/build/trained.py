@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from jaxmed.build.config import check_numbers, config_of_run, read_run
 from jaxmed.build.experiment import Experiment
 from jaxmed.build.workdir import refuse_several_processes
+from jaxmed.data.sources.base import make_example
 from jaxmed.training.checkpoints import restore_variables
 from jaxmed.types import DatasetInfo, UserError
 
@@ -37,6 +38,21 @@ class TrainedRun:
     step: int
     sha256: str
     run: dict[str, Any]
+
+    def predict_image(self, image: np.ndarray, *, spacing: np.ndarray | None = None) -> Any:
+        """What the network makes of one image, on the image's own grid.
+
+        Args:
+            image: (*spatial, channels), as `jaxmed.data.images.read_image` gives it.
+            spacing: (ndim,) mm a voxel; 1 where unknown.
+
+        Returns:
+            Probabilities (classes,); or a dict of boxes, scores and labels; or a mask (*spatial).
+        """
+        check_intensities(self, image, "image")
+        example = self.experiment.prepare(make_example(image, index=0, spacing=spacing))
+        [(example, raw)] = self.predict([example])
+        return self.experiment.task.restore(raw, example)
 
 
 def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRun:

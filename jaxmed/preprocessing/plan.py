@@ -113,15 +113,20 @@ def _whole_image(
     aspects = shapes / shapes.max(1, keepdims=True)
     uniform = bool(np.ptp(aspects, axis=0).max() < 0.05)
     voxels = math.prod(size) / stem**info.ndim
-    return {
+    settings: dict[str, Any] = {
         "data.size": size,
         "data.fit": "stretch" if uniform and not detection else "pad",
         "data.batch_size": _batch(voxels, fingerprint["cases"], most=16 if detection else 32),
         "model.width": 32 if info.ndim == 2 else 16,
         "model.stem_strides": stem,
-    } | (
-        {"model.levels": (1, 2, 3) if stem >= 2 or info.ndim == 3 else (2, 3)} if detection else {}
-    )
+    }
+    if detection:
+        settings |= {
+            "model.levels": (1, 2, 3) if stem >= 2 or info.ndim == 3 else (2, 3),
+            # The heads work at the finest level, where volumes have many cells.
+            "model.head_features": 96 if info.ndim == 2 else 48,
+        }
+    return settings
 
 
 def _segmentation(

@@ -20,6 +20,8 @@ from jaxmed.build.config import base_config, flatten, update
 from jaxmed.build.evaluations import evaluate_run
 from jaxmed.build.predictions import predict_run
 from jaxmed.build.runs import train_run
+from jaxmed.build.trained import load_run
+from jaxmed.data.images import read_image
 from jaxmed.data.sources.phantom_files import write_phantoms
 from jaxmed.training.checkpoints import restore_variables
 from jaxmed.types import UserError
@@ -203,7 +205,10 @@ def test_masks_of_pictures_have_their_size(trained, tmp_path, name):
     images = tmp_path / "new/images"
     predict_run(trained[name], [str(images)], output=tmp_path / "out", overlay=True)
     for image in images.iterdir():
-        assert iio.imread(tmp_path / "out" / image.name).shape == (40, 61)
+        written = iio.imread(tmp_path / "out" / image.name)
+        assert written.shape == (40, 61)
+        alone = load_run(trained[name]).predict_image(read_image(image).array)
+        np.testing.assert_array_equal(alone, written)
 
 
 @pytest.mark.slow
