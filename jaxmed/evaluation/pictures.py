@@ -276,13 +276,15 @@ class _Boxes:
         if self.scores is not None:
             words.append(f"{float(self.scores[i]):.2f}")
         column, row, height = corner
+        # What is at the upper border has its label inside, where it is not cut off.
+        at_top = not below and row < 0.04 * axis.images[0].get_size()[0]
         axis.text(
             column,
             row + height if below else row,
             " ".join(words),
             color=colour,
             fontsize=7,
-            va="top" if below else "bottom",
+            va="top" if below or at_top else "bottom",
             clip_on=True,
             parse_math=False,
             bbox={"facecolor": "black", "alpha": 0.55, "pad": 0.6, "linewidth": 0},
