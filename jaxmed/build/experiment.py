@@ -249,6 +249,7 @@ def resolve(
         experiment = Experiment(draft, source.info, counts)
         settings["training.steps"] = plan_steps(
             lambda: experiment.step_flops(source[rows[0]]),
+            ndim=source.info.ndim,
             cases=len(rows),
             batch_size=config.data.batch_size,
         )

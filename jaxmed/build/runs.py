@@ -318,7 +318,7 @@ def print_dry_run(
     held = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
     print(f"\n{total:,} parameters; a step needs some {held:,.0f} MiB on one device")
     flops = experiment.step_flops(example)
-    minutes = flops * experiment.config.training.steps / CPU_FLOPS / 60
+    minutes = flops * experiment.config.training.steps / CPU_FLOPS[experiment.info.ndim] / 60
     print(
         f"{flops / 1e9:.2g} GFLOP a step; {experiment.config.training.steps} steps: some "
         f"{max(1, round(minutes))} minutes on two CPU cores, without evaluations"
