@@ -15,9 +15,9 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Config, preset, score to show, and steps: a fraction of what the plan would choose, so that all is
 # done in some minutes on two cores.
 RUNS = (
-    ("classify_phantoms", "cells", "auroc", 240),
+    ("classify_phantoms", "cells", "auroc", 270),
     ("detect_phantoms", "cells", "ap50", 180),
-    ("segment_phantoms", "cells", "dice", 240),
+    ("segment_phantoms", "cells", "dice", 360),
 )
 
 
