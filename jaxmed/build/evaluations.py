@@ -93,6 +93,7 @@ def evaluate_run(
     }
     folder = workdir / "evaluation" / part
     folder.mkdir(parents=True, exist_ok=True)
+    _note_replacement(folder / "summary.json", summary)
     write_json(folder / "summary.json", summary)
     described = {row: task.describe(score) for row, score in scores.items()}
     write_cases(folder / "cases.csv", source.ids, described)
@@ -103,6 +104,15 @@ def evaluate_run(
     _write_report(workdir, run, figures, examples)
     print(f"report: {workdir / 'report.html'}")
     return summary
+
+
+def _note_replacement(path: Path, summary: Mapping[str, Any]) -> None:
+    """Say so where the evaluation of another data set is about to be replaced."""
+    if not path.is_file():
+        return
+    old = json.loads(path.read_text(encoding="utf-8"))
+    if old["data_sha256"] != summary["data_sha256"]:
+        print(f"note: this replaces the evaluation of {old['data_path']} in {path.parent}")
 
 
 def find_part(workdir: Path, run: TrainedRun, source: Source, part: str) -> tuple[list[int], int]:
