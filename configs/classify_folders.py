@@ -5,8 +5,8 @@
 
 Presets: none for a set of your own; `:cxr` for chest X-rays of pneumonia, resized to 128 x 128.
 
-Measured (95 % intervals) on two CPU cores shared with other work, so the time is not known yet:
-    :cxr   val auroc .997 (.992 to 1.000), accuracy .945 (.915 to .974) at step 300 of 500.
+Measured (95 % intervals; time of the whole command on two CPU cores):
+    :cxr   val auroc .997 (.992 to 1.000), accuracy .945 (.913 to .974) in 10 minutes.
 """
 
 from ml_collections import ConfigDict
