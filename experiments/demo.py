@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import sys
 import time
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def main(positional: list[str]) -> None:
         config = runpy.run_path(str(CONFIGS / f"{config_name}.py"))["get_config"](preset)
         length = {"training.steps": steps, "training.evaluate_every": steps // 3}
         update(config, length, where="demo")
-        train_run(config, workdir)
+        if not train_run(config, workdir):
+            sys.exit(130)
         # Images that no run has seen, in files: phantoms of another seed.
         new = workdir / "new_images"
         write_phantoms(new, layout="pairs", kind="cells", count=4, seed=1, parts=False)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.types import TASKS, UserError
@@ -210,18 +209,39 @@ def update(config: ConfigDict, settings: Mapping[str, Any], *, where: str) -> No
             raise UserError(f"{where}: {key} cannot be {value!r}: {error}") from error
 
 
+# How many numbers a key takes, where neither the task nor the data decide it.
+LENGTHS = {"data.fractions": 3, "data.window": 2, "augmentation.scale": 2}
+MAY_BE_NEGATIVE = (
+    "seed",
+    "data.window",
+    "data.intensity.mean",
+    "data.intensity.clip",
+    "augmentation.flip_axes",
+)
+
+
 def check_numbers(config: ConfigDict) -> None:
-    """Refuse words where a list of numbers is expected; flags cannot tell the two apart.
+    """Refuse words, too few or too many numbers, and negative ones, which flags cannot tell.
 
     Raises:
         UserError: naming the key.
     """
     for key, value in flatten(config).items():
-        if not isinstance(value, tuple) or key == "data.class_names":
-            continue
-        numbers = np.ravel(np.asarray(value, dtype=object)).tolist()
-        if any(isinstance(n, str) or not np.isscalar(n) for n in numbers):
-            raise UserError(f"{key} is {value!r}; expected numbers, as in --config.{key}=64,64")
+        numbers = _leaves(value)
+        if isinstance(value, tuple) and key != "data.class_names":
+            if any(not isinstance(n, (int, float)) for n in numbers):
+                raise UserError(f"{key} is {value!r}; expected numbers, as in --config.{key}=64,64")
+            if len(value) != LENGTHS.get(key, len(value)):
+                raise UserError(f"{key} is {value!r}; expected {LENGTHS[key]} numbers")
+        if key not in MAY_BE_NEGATIVE and any(
+            isinstance(n, (int, float)) and not n >= 0 for n in numbers
+        ):
+            raise UserError(f"{key} is {value!r}; expected no negative number")
+
+
+def _leaves(value: Any) -> list[Any]:
+    """All that is in a tuple, or in tuples in it; or the value itself."""
+    return [leaf for v in value for leaf in _leaves(v)] if isinstance(value, tuple) else [value]
 
 
 def useless_keys(config: ConfigDict) -> list[str]:
@@ -240,7 +260,7 @@ def useless_keys(config: ConfigDict) -> list[str]:
         "loss.class_weights": detection or (segmentation and config.data.masks == "instance"),
         "model.width model.stem_strides": model == "unet",
         "model.features model.strides model.deep_supervision": model != "unet",
-        "data.window": config.data.normalization not in ("", "window"),
+        "data.window": config.data.normalization != "window",
         "data.intensity.mean data.intensity.std data.intensity.clip": (
             config.data.normalization not in ("", "dataset")
         ),
@@ -279,7 +299,10 @@ def read_run(workdir: Path) -> dict[str, Any]:
     """
     path = workdir / CONFIG_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(run, dict) or not {"config", "data"} <= run.keys():
+            raise ValueError("it holds no config and data of a run")
+        return run
     except FileNotFoundError:
         raise UserError(
             f"{workdir}: holds no {CONFIG_FILE}, so it is not the workdir of a run; "

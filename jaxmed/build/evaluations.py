@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from jaxmed.build import pieces
 from jaxmed.build.config import differences, flatten, write_json
 from jaxmed.build.trained import TrainedRun, check_intensities, load_run
-from jaxmed.build.workdir import SPLIT_FILE, read_split
+from jaxmed.build.workdir import read_split, read_split_ids
 from jaxmed.evaluation import curves, pictures
 from jaxmed.evaluation.evaluate import (
     predict_cases,
@@ -23,7 +23,7 @@ from jaxmed.evaluation.evaluate import (
 )
 from jaxmed.evaluation.report import write_report
 from jaxmed.preprocessing.fingerprint import digest
-from jaxmed.training.logging import METRICS_FILE
+from jaxmed.training.logging import METRICS_FILE, read_log
 from jaxmed.types import Example, Source, UserError, count_of
 
 PICTURES_A_GROUP = 3
@@ -60,14 +60,14 @@ def evaluate_run(
         for note in source.notes:
             print(f"data: {note}")
     _check_fits(run, source)
-    rows, overlap = find_part(workdir, run, source, part)
+    data_sha256 = digest(source)
+    is_own = data_sha256 == run.run["data"]["sha256"]
+    rows, overlap = find_part(workdir, source, part, is_own=is_own)
     settings, notes = run.experiment.config, list(source.notes)
-    if part == "all" or digest(source) != run.run["data"]["sha256"]:
+    if part == "all" or not is_own:
         # The parts of the run's own data were looked through when it was trained.
-        rows, left_out = pieces.usable_rows(settings, source, rows)
-        for note in left_out:
-            print(f"data: {note}")
-        notes += left_out
+        split, found = pieces.look_through_data(settings, source, {part: rows})
+        rows, notes = split[part], notes + found
         check_intensities(run, source[rows[0]]["image"], source.ids[rows[0]])
     task = run.experiment.task
     cases = predict_cases(run.predict, task, source, rows, prepare=run.experiment.prepare)
@@ -86,7 +86,7 @@ def evaluate_run(
         "cases": len(scores),
         "resampled": "cases" if source.patients is None else "patients",
         "data_path": settings.data.path,
-        "data_sha256": digest(source),
+        "data_sha256": data_sha256,
         "overrides": differences(flatten(run.run["config"]), flatten(settings)),
         "also_in_training": overlap,
         "notes": notes,
@@ -115,28 +115,28 @@ def _note_replacement(path: Path, summary: Mapping[str, Any]) -> None:
         print(f"note: this replaces the evaluation of {old['data_path']} in {path.parent}")
 
 
-def find_part(workdir: Path, run: TrainedRun, source: Source, part: str) -> tuple[list[int], int]:
+def find_part(workdir: Path, source: Source, part: str, *, is_own: bool) -> tuple[list[int], int]:
     """Rows of a part, and how many of them are also in the run's training part.
 
-    Of the run's own data it is the saved split; of other data the part that they name, or all.
+    Of the run's own data (`is_own`) it is the saved split; of other data the part that they name,
+    or all.
     """
-    same = digest(source) == run.run["data"]["sha256"]
-    saved = json.loads((workdir / SPLIT_FILE).read_text(encoding="utf-8"))
+    saved = read_split_ids(workdir)
     if part == "all":
         rows = list(range(len(source)))
-    elif same:
+    elif is_own:
         split = read_split(workdir, source) or {}
         rows = split.get(part, [])
     else:
         rows = list(source.parts.get(part, []))
     if not rows:
-        given = ", ".join(saved if same else source.parts) or "none"
+        given = ", ".join(saved if is_own else source.parts) or "none"
         raise UserError(
             f"--split={part}: the data have no such part (there is: {given}); use --split=val, or "
             "--split=all --config.data.path=OTHER"
         )
     # The run's own parts do not overlap; of its whole, or of other data, cases may.
-    trained = set() if same and part != "all" else set(saved["train"])
+    trained = set() if is_own and part != "all" else set(saved["train"])
     overlap = sum(source.ids[row] in trained for row in rows)
     if overlap:
         print(f"note: {overlap} of the {len(rows)} cases have ids that were trained on")
@@ -246,7 +246,7 @@ def _write_report(
     history = []
     log = workdir / METRICS_FILE
     if log.is_file():
-        history = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        history = read_log(log)
     summaries = {
         path.parent.name: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(workdir.glob("evaluation/*/summary.json"))

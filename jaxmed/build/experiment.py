@@ -236,9 +236,7 @@ def resolve(
     if "data.batch_size" in settings and earlier is None:
         _fit_to_devices(config, settings)
     _check_complete(config, leave_out=("training.steps",))
-    _check_shapes(config, source.info)
-    _check_evaluation(config)
-    _check_levels(config, source.info)
+    check_fits(config, source.info)
     if config.training.epochs and not config.training.steps:
         steps = max(1, round(config.training.epochs * len(rows) / max(config.data.batch_size, 1)))
         update(config, {"training.steps": steps}, where="training.epochs")
@@ -270,15 +268,43 @@ def resolve(
 
 def _read_plan(path: str) -> dict[str, Any]:
     try:
-        return flatten(json.loads(Path(path).read_text(encoding="utf-8")))
+        plan = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(plan, dict):
+            raise ValueError("it is no object of keys and values")
+        return flatten(plan)
     except (OSError, ValueError) as error:
         raise UserError(
             f"plan={path}: cannot be read ({error}); expected auto, none, or a JSON file"
         ) from error
 
 
+def check_fits(config: ConfigDict, info: DatasetInfo) -> None:
+    """Refuse what would otherwise be found out when the network is built or first evaluated.
+
+    Raises:
+        UserError: naming the key.
+    """
+    _check_model(config)
+    _check_shapes(config, info)
+    _check_evaluation(config)
+    _check_levels(config, info)
+
+
+def _check_model(config: ConfigDict) -> None:
+    if (config.model.name == "unet") != (config.task == "segmentation"):
+        use = "unet" if config.task == "segmentation" else "resnet18, resnet34 or resnet50"
+        raise UserError(f"model.name is {config.model.name!r}; for {config.task} use {use}")
+
+
 def _check_shapes(config: ConfigDict, info: DatasetInfo) -> None:
-    """Sizes have one positive number an axis."""
+    """Sizes have one positive number an axis, statistics one a channel."""
+    for key in ("mean", "std"):
+        value = tuple(config.data.intensity[key])
+        if value and len(value) not in (1, config.data.channels):
+            raise UserError(
+                f"data.intensity.{key} is {value}; expected one number for each of the "
+                f"{config.data.channels} channels"
+            )
     for key in ("size", "patch", "spacing"):
         value = tuple(config.data[key])
         if value and (len(value) != info.ndim or min(value) <= 0):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from jaxmed.augmentation import intensity as look
 from jaxmed.augmentation import spatial as place
 from jaxmed.augmentation.compose import compose
 from jaxmed.build.config import choose
-from jaxmed.data.quality import find_broken
-from jaxmed.data.sources.base import FileSource
+from jaxmed.data.quality import duplicate_notes, look_through
 from jaxmed.data.sources.class_folders import ClassFolders
 from jaxmed.data.sources.coco import Coco
 from jaxmed.data.sources.findings import Findings
@@ -60,9 +59,12 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "pairs": lambda data, task: ImageMaskPairs(
         data.path, masks=data.masks, invalid=data.invalid, **_conversion(data)
     ),
-    "msd": lambda data, task: Decathlon(data.path),
+    "msd": lambda data, task: Decathlon(data.path, invalid=data.invalid),
     "tfds": lambda data, task: TFDS(
-        data.name or data.path, data_dir=data.path or None, download=data.download
+        data.name or data.path,
+        data_dir=data.path or None,
+        download=data.download,
+        class_names=tuple(data.class_names) or None,
     ),
 }
 
@@ -70,6 +72,9 @@ SOURCES: dict[str, Callable[..., Source]] = {
 def _conversion(data: ConfigDict) -> dict[str, Any]:
     """What the data do not say themselves, where the config does."""
     return {"class_names": tuple(data.class_names) or None, "channels": data.channels or None}
+
+
+CONFIG_VERBS = {"classification": "classify", "detection": "detect", "segmentation": "segment"}
 
 
 def make_source(config: ConfigDict) -> Source:
@@ -82,25 +87,42 @@ def make_source(config: ConfigDict) -> Source:
     make = choose(SOURCES, data.layout, key="data.layout")
     for key, choices in (("masks", ("semantic", "instance")), ("invalid", ("error", "drop"))):
         choose(dict.fromkeys(choices), data[key], key=f"data.{key}")
+    if data.layout == "phantoms" and len(data.extent) not in (1, data.ndim):
+        raise UserError(f"data.extent is {data.extent}; expected one side, or {data.ndim}")
     if data.layout not in ("phantoms", "medmnist", "tfds") and not data.path:
         raise UserError("data.path is empty; give --config.data.path=FOLDER of the images")
-    return make(data, config.task)
+    source = make(data, config.task)
+    if source.info.task != config.task:
+        raise UserError(
+            f"data.path={data.path or data.name}: is a set for {source.info.task}, the config is "
+            f"for {config.task}; use a config named {CONFIG_VERBS[source.info.task]}_*"
+        )
+    return source
 
 
-def usable_rows(
-    config: ConfigDict, source: Source, rows: Sequence[int]
-) -> tuple[list[int], list[str]]:
-    """The rows whose files can be read and used, and notes on those that are left out.
+def look_through_data(
+    config: ConfigDict, source: Source, split: Mapping[str, Sequence[int]]
+) -> tuple[dict[str, list[int]], list[str]]:
+    """The split without the cases that cannot be used, and notes on these and on doubles.
 
     Raises:
-        UserError: listing all broken cases, unless data.invalid is "drop".
+        UserError: listing all broken cases, unless data.invalid is "drop"; or where a part that had
+            cases has none left.
     """
-    if not isinstance(source, FileSource):
-        return list(rows), []
-    broken = find_broken(source, rows)
+    if isinstance(source, Phantoms):
+        return {part: list(rows) for part, rows in split.items()}, []
+    rows = sorted({row for members in split.values() for row in members})
+    broken, digests = look_through(source, rows)
     findings = Findings(Path(config.data.path), invalid=list(broken.values()))
     findings.finish(policy=config.data.invalid)
-    return [row for row in rows if row not in broken], findings.notes
+    usable = {part: [r for r in rows if r not in broken] for part, rows in split.items()}
+    for part, members in split.items():
+        if members and not usable[part]:
+            raise UserError(f"{config.data.path}: no case of {part} can be used; mend the files")
+    notes = [*findings.notes, *duplicate_notes(digests, usable)]
+    for note in notes:
+        print(f"data: {note}")
+    return usable, notes
 
 
 def make_task(
@@ -179,8 +201,6 @@ def make_model(config: ConfigDict, info: DatasetInfo, *, outputs: int, mapped: b
     choose(dict.fromkeys((1, 2, 4)), model.stem_strides, key="model.stem_strides")
     if any(level not in range(4) for level in model.levels):
         raise UserError(f"model.levels is {tuple(model.levels)}; the backbone has stages 0 to 3")
-    if info.task == "segmentation":
-        raise UserError(f"model.name is {model.name!r}, which does not segment; use unet")
     backbone = ResNetBackbone(
         model.name,
         width=model.width,

@@ -43,9 +43,8 @@ class Prepare:
             example = spatial.resample(example, spacing=self.spacing)
         # Before any padding, which must not count in an image's own mean and deviation.
         if self.normalization != "dataset":
-            normalize = choose(
-                intensity.NORMALIZATIONS, self.normalization, key="data.normalization"
-            )
+            known = {"dataset": None, **intensity.NORMALIZATIONS}
+            normalize = choose(known, self.normalization, key="data.normalization")
             example = normalize(example, **dict(self.options))
         if self.size:
             change = choose(
@@ -53,6 +52,25 @@ class Prepare:
             )
             example = change(example, shape=self.size)
         return example
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareForTraining:
+    """Preprocessing, and where the foreground is: searched once a case, not once a patch.
+
+    Attributes:
+        prepare: the preprocessing.
+    """
+
+    prepare: Prepare
+
+    def __call__(self, example: Example) -> Example:
+        """Preprocess `example`; `foreground` are positions for `patches.random_patch`."""
+        example = self.prepare(example)
+        if "mask" not in example:
+            return example
+        rng = np.random.default_rng(int(example["index"]))
+        return {**example, "foreground": patches.foreground_positions(example["mask"], rng=rng)}
 
 
 def make_prepare(config: ConfigDict) -> Prepare:

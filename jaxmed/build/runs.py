@@ -21,6 +21,7 @@ from jaxmed.build.config import (
     write_json,
 )
 from jaxmed.build.experiment import Experiment, resolve
+from jaxmed.build.preparation import PrepareForTraining
 from jaxmed.build.workdir import (
     SPLIT_FILE,
     check_could_be_made,
@@ -77,13 +78,8 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
     split = read_split(workdir, source) if earlier else None
     notes = list(source.notes)
     if split is None:
-        rows, left_out = pieces.usable_rows(config, source, range(len(source)))
-        for note in left_out:
-            print(f"data: {note}")
-        notes += left_out
-        usable = set(rows)
-        split = _make_split(config, source)
-        split = {part: [row for row in rows if row in usable] for part, rows in split.items()}
+        split, found = pieces.look_through_data(config, source, _make_split(config, source))
+        notes += found
     for key in sorted(set(useless_keys(config)) & _changed_keys(config)):
         print(f"note: {key} is set, but this task, layout or model has no use for it")
     config, settings, fingerprint = resolve(
@@ -143,7 +139,8 @@ def _train(
     """The training itself; whether it came to its end."""
     config, lifted = experiment.config, experiment.lifted
     cache = int(config.data.cache_gb * 2**30) // max(1, config.data.workers)
-    prepared = Cached(source, transform=experiment.prepare, max_bytes=cache)
+    prepare = PrepareForTraining(experiment.prepare)
+    prepared = Cached(source, transform=prepare, max_bytes=cache)
     with Checkpoints(workdir / "checkpoints") as checkpoints, StopSignal() as stop:
         state = _start(experiment, checkpoints, config.model.init)
         first = int(lifted.global_state(state).step)
@@ -247,7 +244,7 @@ def draw_first_batch(
         rows,
         batch_size=size,
         seed=config.seed,
-        prepare=_Both(experiment.prepare, experiment.view),
+        prepare=_Both(PrepareForTraining(experiment.prepare), experiment.view),
     ) as batches:
         batch = next(batches)
 

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed.build.config import check_numbers, config_of_run, read_run
-from jaxmed.build.experiment import Experiment
+from jaxmed.build.config import check_numbers, config_of_run, flatten, read_run
+from jaxmed.build.experiment import Experiment, check_fits
 from jaxmed.build.workdir import refuse_several_processes
 from jaxmed.data.sources.base import make_example
 from jaxmed.training.checkpoints import restore_variables
@@ -70,6 +70,8 @@ def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRu
     data_info = DatasetInfo(**info)
     config = config_of_run(run) if config is None else config
     check_numbers(config)
+    check_fits(config, data_info)
+    _check_same_network(workdir, run, config)
     experiment = Experiment(config, data_info, run["data"]["class_counts"])
     variables, step = restore_variables(workdir / "checkpoints")
     return TrainedRun(
@@ -80,6 +82,19 @@ def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRu
         parameters_sha256(variables["params"]),
         run,
     )
+
+
+def _check_same_network(workdir: Path, run: dict[str, Any], config: ConfigDict) -> None:
+    """Refuse overrides that the trained weights do not fit."""
+    trained, now = flatten(run["config"]), flatten(config)
+    keys = [k for k in now if k.startswith("model.") or k == "data.channels"]
+    for key in keys:
+        before = trained.get(key, now[key])
+        if key not in ("model.init", "model.dtype", "model.remat") and before != now[key]:
+            raise UserError(
+                f"{key} is {now[key]!r}; the network in {workdir} was trained with {before!r} and "
+                "cannot be changed"
+            )
 
 
 def check_intensities(run: TrainedRun, image: np.ndarray, where: str) -> None:
@@ -94,7 +109,8 @@ def check_intensities(run: TrainedRun, image: np.ndarray, where: str) -> None:
     trained = run.run["data"]["dtypes"]
     if run.experiment.config.data.normalization != "dataset":
         return
-    if (trained == ["uint8"]) != (image.dtype == np.uint8):
+    deeper = trained == ["uint8"] and image.dtype != np.uint8
+    if deeper or (image.dtype == np.uint8 and "uint8" not in trained):
         raise UserError(
             f"{where}: its values are {image.dtype}, {image.min():g} to {image.max():g}; the run "
             f"was trained on {', '.join(trained)} and scales by that set's mean: convert the "

@@ -83,18 +83,30 @@ def has_checkpoints(workdir: Path) -> bool:
 
 def read_split(workdir: Path, source: Source) -> dict[str, list[int]] | None:
     """The split that a run saved, as rows of `source`; None where there is none."""
-    path = workdir / SPLIT_FILE
-    if not path.is_file():
+    if not (workdir / SPLIT_FILE).is_file():
         return None
-    ids = json.loads(path.read_text(encoding="utf-8"))
+    ids = read_split_ids(workdir)
     rows = {name: row for row, name in enumerate(source.ids)}
     missing = [name for names in ids.values() for name in names if name not in rows]
     if missing:
         raise UserError(
-            f"{path}: {len(missing)} of its cases, such as {missing[0]}, are not in the data; give "
-            "--config.data.path the set that the run was trained on"
+            f"{workdir / SPLIT_FILE}: {len(missing)} of its cases, such as {missing[0]}, are not "
+            "in the data; give --config.data.path the set that the run was trained on"
         )
     return {part: [rows[name] for name in names] for part, names in ids.items()}
+
+
+def read_split_ids(workdir: Path) -> dict[str, list[str]]:
+    """The ids of each part of the split that a run saved.
+
+    Raises:
+        UserError: where it cannot be read.
+    """
+    path = workdir / SPLIT_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); restore it or train anew") from error
 
 
 def describe_run(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "image_stem",
     "is_image",
     "list_images",
+    "patient_digest",
     "read_image",
     "write_mask",
 ]
@@ -204,6 +206,23 @@ def image_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
     name = _format_of(path)
     with common.reading(path, private=name == "dicom"):
         return _module(name).shape(path)
+
+
+def patient_digest(path: str | os.PathLike[str]) -> str:
+    """What tells the patient of a DICOM file or series from others, but not who it is.
+
+    "" where the file names none, cannot be read, or is of another format.
+    """
+    path = Path(path)
+    if not path.is_dir() and not _is_dicom(path):
+        return ""
+    from jaxmed.data.formats import dicom
+
+    try:
+        name = dicom.patient(path)
+    except UserError:
+        return ""
+    return hashlib.sha256(name.encode()).hexdigest()[:16] if name else ""
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:

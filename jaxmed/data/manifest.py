@@ -45,7 +45,7 @@ def read_entries(
 
     Rows name a case by `file` (path from the folder) or by `id` (stem). Columns other than
     `split`, `patient` and the one of labels are ignored. Rows that name no case, and values that
-    mean nothing, are added to the problems of `findings`.
+    mean nothing, are added to `findings`.
 
     Args:
         root: the folder that may hold a manifest.
@@ -179,7 +179,9 @@ def _match_rows(
         part = part_name(values.get("part", ""))
         if len(cases) != 1:
             found = "no image is" if not cases else f"{len(cases)} images are"
-            findings.problems.append(f"{where}: {found} called {name!r}")
+            # Where cases are invalid, the row may be of one that is left out already.
+            place = findings.problems if cases or not findings.invalid else findings.invalid
+            place.append(f"{where}: {found} called {name!r}")
         elif cases[0] in seen:
             findings.problems.append(f"{where}: {name!r} is already in row {seen[cases[0]]}")
         elif "part" in values and part is None:

@@ -2,34 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from jaxmed.types import UserError
+from jaxmed.types import UserError, count_of
 
 THREADS = 4
 
 
-def find_broken(source: Any, rows: Sequence[int]) -> dict[int, str]:
-    """Read each case once: what is wrong, by row, with those that cannot be used.
+def look_through(source: Any, rows: Sequence[int]) -> tuple[dict[int, str], dict[int, str]]:
+    """Read each case once.
 
     Args:
         source: whose `source[row]` raises a UserError for a file that is cut short, a mask of
             another shape than its image, labels outside the class list and the like.
         rows: to read.
+
+    Returns:
+        By row: what is wrong with those that cannot be used, and digests of the pixels of those
+        that can.
     """
 
-    def problem(row: int) -> str | None:
+    def read(row: int) -> tuple[str, str]:
         try:
-            source[row]
+            image = source[row]["image"]
         except UserError as error:
-            return str(error)
-        return None
+            return str(error), ""
+        return "", hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
     pool = ThreadPoolExecutor(THREADS)
     try:
-        found = list(pool.map(problem, rows))
+        found = dict(zip(rows, pool.map(read, rows), strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
-    return {row: said for row, said in zip(rows, found, strict=True) if said is not None}
+    broken = {row: problem for row, (problem, _) in found.items() if problem}
+    return broken, {row: digest for row, (_, digest) in found.items() if digest}
+
+
+def duplicate_notes(digests: Mapping[int, str], split: Mapping[str, Sequence[int]]) -> list[str]:
+    """How many images are the same to the last pixel, within a part and in several parts."""
+    places: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for part, rows in split.items():
+        for row in rows:
+            if row in digests:
+                places[digests[row]][part] += 1
+    notes = []
+    for part in split:
+        extra = sum(counts[part] - 1 for counts in places.values() if counts.get(part, 0) > 1)
+        if extra:
+            notes.append(f"{count_of(extra, 'image')} of {part} repeat others of it")
+    parts = list(split)
+    for i, one in enumerate(parts):
+        for other in parts[i + 1 :]:
+            both = sum(one in counts and other in counts for counts in places.values())
+            if both:
+                notes.append(
+                    f"{count_of(both, 'image')} of {one} also in {other}, whose scores come out "
+                    "too good for that: leave them out of one of the two"
+                )
+    return notes

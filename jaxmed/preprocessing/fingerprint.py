@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxmed.preprocessing.spatial import convert_channels
-from jaxmed.types import Source
+from jaxmed.types import Source, UserError
 
 VOXELS_AN_IMAGE = 20_000
 
@@ -102,14 +102,19 @@ def _intensity(voxels: np.ndarray) -> dict[str, list[float]]:
 def digest(source: Source, *, limit: int = 32) -> str:
     """A SHA-256 that is equal for equal data, wherever they lie.
 
-    It covers the ids, the given parts, and images and labels of up to `limit` cases.
+    It covers the ids, the given parts, and images and labels of up to `limit` cases; of one that
+    cannot be read, that it cannot.
     """
     content = hashlib.sha256()
     info = source.info
     content.update(repr((info.task, info.ndim, info.class_names, list(source.ids))).encode())
     content.update(repr({part: list(rows) for part, rows in source.parts.items()}).encode())
     for row in _spread(range(len(source)), limit):
-        example = source[row]
+        try:
+            example = source[row]
+        except UserError:
+            content.update(b"broken")
+            continue
         for key in sorted(example):
             content.update(key.encode() + np.ascontiguousarray(example[key]).tobytes())
     return content.hexdigest()

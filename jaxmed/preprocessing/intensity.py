@@ -52,18 +52,6 @@ def window(example: Example, *, level: float = 40.0, width: float = 400.0) -> Ex
     return {**example, "image": _between(image, *bounds)}
 
 
-def clip_zscore(example: Example, *, low: float, high: float, mean: float, std: float) -> Example:
-    """Clip to bounds, then subtract a mean and divide by a deviation, all of the whole data set.
-
-    What nnU-Net does with CT, whose numbers mean the same in every scan: the bounds are the 0.5 and
-    99.5 percentiles of the foreground of the training part (Isensee et al., Nat Methods 18, 2021).
-    """
-    _check_order("bounds", low, high)
-    clipped = np.clip(example["image"].astype(np.float32), np.float32(low), np.float32(high))
-    scaled = (clipped - np.float32(mean)) / np.float32(max(std, 1e-8))
-    return {**example, "image": scaled}
-
-
 def value_range(
     example: Example, *, low: float | None = None, high: float | None = None
 ) -> Example:
@@ -87,7 +75,6 @@ NORMALIZATIONS: dict[str, Callable[..., Example]] = {
     "zscore": zscore,
     "percentile": percentile,
     "window": window,
-    "clip_zscore": clip_zscore,
     "value_range": value_range,
 }
 

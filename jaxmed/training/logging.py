@@ -131,6 +131,19 @@ class _Bar:
         self._progress.stop()
 
 
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; one that a kill cut short is left out."""
+    entries = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and {"step", "split"} <= entry.keys():
+            entries.append(entry)
+    return entries
+
+
 def rewind(path: str | Path, step: int, *, evaluated_step: int) -> float:
     """Remove the lines of a metrics.jsonl that a run going on from `step` will write again.
 
@@ -144,15 +157,9 @@ def rewind(path: str | Path, step: int, *, evaluated_step: int) -> float:
     if not path.exists():
         return 0.0
     kept, seconds = [], 0.0
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-            last = step if entry["split"] == "train" else evaluated_step
-            stays = entry["step"] <= last
-        except (ValueError, KeyError, TypeError):
-            continue
-        if stays:
-            kept.append(line + "\n")
+    for entry in read_log(path):
+        if entry["step"] <= (step if entry["split"] == "train" else evaluated_step):
+            kept.append(json.dumps(entry, allow_nan=False) + "\n")
             seconds = max(seconds, float(entry.get("seconds") or 0))
     fresh = path.with_suffix(".tmp")
     fresh.write_text("".join(kept), encoding="utf-8")

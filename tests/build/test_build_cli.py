@@ -65,6 +65,10 @@ def test_an_empty_folder(tmp_path):
         ("--training.steps=3", "did you mean --config.training.steps?"),
         ("--config.training.steps=many", "many"),
         ("--config.data.size=large", "data.size is ('large',)"),
+        ("--config.data.fractions=0.8,0.2", "expected 3 numbers"),
+        ("--config.training.steps=-5", "no negative number"),
+        ("--config.data.normalization=clip", "dataset, zscore"),
+        ("--config.model.name=unet", "resnet18"),
         ("--workdri=x", "workdir"),
         ("--config.optimizer.name=adamm", "sgd, adam, adamw"),
         ("--config.model.name=resnet19", "resnet18"),
@@ -118,12 +122,24 @@ def test_all_broken_files_are_told_at_once_or_left_out(tmp_path):
     assert masks[0].name in line
     assert image.name in line
     assert "--config.data.invalid=drop" in line
+    # A manifest still names them; and a pair that is left out already for its shapes.
+    names = [mask.stem for mask in masks]
+    parts = ["val" if i % 5 == 4 else "train" for i in range(len(names))]
+    lines = [f"{name},{part}" for name, part in zip(names, parts, strict=True)]
+    (tmp_path / "set/split.csv").write_text("\n".join(["id,split", *lines]))
+    iio.imwrite(masks[7], np.zeros((20, 32), np.uint8))
     done = run(
         "train.py", "--config=configs/segment_pairs.py", path, "--config.data.invalid=drop",
-        "--config.training.steps=1", "--dry_run",
+        "--config.training.steps=1", "--config.data.batch_size=2", "--config.model.features=4,8",
+        f"--workdir={tmp_path}/run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 invalid annotations were left out" in done.stdout
+    notes = json.loads((tmp_path / "run/config.json").read_text())["data"]["notes"]
+    told = " ".join(notes)
+    assert all(name in told for name in (masks[0].name, image.name, masks[7].name))
+    split = json.loads((tmp_path / "run/split.json").read_text())
+    left = {name for part in split.values() for name in part}
+    assert left == set(names) - {names[0], names[7], names[30]}
 
 
 def test_a_mask_of_another_shape(tmp_path):
@@ -162,6 +178,17 @@ def test_a_box_of_no_area_or_outside_its_image(tmp_path, box):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "left out" in done.stdout
+
+
+def test_data_of_another_task(tmp_path):
+    write_phantoms(tmp_path / "set", layout="pairs", count=12, size=32)
+    line = train(
+        "classify_folders.py",
+        tmp_path,
+        f"--config.data.path={tmp_path}/set",
+        "--config.data.layout=pairs",
+    )
+    assert "segment_*" in line
 
 
 def test_a_workdir_that_is_no_run(tmp_path):

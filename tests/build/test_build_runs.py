@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from jaxmed.build.config import base_config, flatten, update
+from jaxmed.build.config import base_config, config_of_run, flatten, read_run, update
 from jaxmed.build.evaluations import evaluate_run
 from jaxmed.build.predictions import predict_run
 from jaxmed.build.runs import train_run
@@ -251,6 +251,23 @@ def test_a_broken_file_keeps_no_other_from_being_predicted(trained, tmp_path, ca
     assert files[1].name in capsys.readouterr().err
     with (tmp_path / "out/predictions.csv").open() as file:
         assert [row["file"] for row in csv.DictReader(file)] == [files[2].name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("detection", {"evaluation.flips": True}, "evaluation.flips"),
+        ("segmentation", {"evaluation.overlap": 1.5}, "overlap"),
+        ("segmentation", {"data.patch": (30, 30)}, "multiples"),
+        ("classification", {"model.width": 9}, "model.width is 9; .* was trained with"),
+    ],
+)
+def test_a_trained_network_refuses_what_it_cannot_do(trained, name, settings, expected):
+    config = config_of_run(read_run(trained[name]))
+    update(config, settings, where="test")
+    with pytest.raises(UserError, match=expected):
+        load_run(trained[name], config)
 
 
 @pytest.mark.slow

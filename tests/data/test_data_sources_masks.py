@@ -96,8 +96,10 @@ def test_class_names_may_be_given_or_lie_beside(tmp_path):
     source = ImageMaskPairs(tmp_path)
     assert source.info.class_names == ("background", "x", "y")
     assert np.unique(source[0]["mask"]).tolist() == [-1, 0, 2]
+    named = ImageMaskPairs(tmp_path, class_names=["background", "x", "y"])
+    np.testing.assert_array_equal(named[0]["mask"], source[0]["mask"])  # 3 stays ignored
     short = ImageMaskPairs(tmp_path, class_names=["background", "x"])
-    with pytest.raises(UserError, match="a.png: mask holds labels 0 to 3; expected 0 to 1"):
+    with pytest.raises(UserError, match="a.png: mask holds labels -1 to 2; expected 0 to 1"):
         short[0]
 
 

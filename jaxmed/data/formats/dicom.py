@@ -59,6 +59,14 @@ def listed(path: Path) -> Listed:
         )
 
 
+def patient(path: Path) -> str:
+    """The patient's number in a file, or in the first file of a folder; "" where it has none."""
+    file = next(iter(files_of(path)), path) if path.is_dir() else path
+    with common.reading(file, private=True):
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])
+        return str(header.get("PatientID", "") or "").strip()
+
+
 def _header(path: Path) -> Any:
     with common.reading(path, private=True):
         header = pydicom.dcmread(path, stop_before_pixels=True)

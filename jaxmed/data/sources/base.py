@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.data.images import Image, image_stem, read_image
-from jaxmed.data.sources.findings import PARTS, some
-from jaxmed.types import DatasetInfo, Example, Region, UserError, check_example
+from jaxmed.data.images import Image, image_stem, patient_digest, read_image
+from jaxmed.data.sources.findings import PARTS
+from jaxmed.types import DatasetInfo, Example, Region, UserError, check_example, count_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +67,11 @@ class FileSource:
         said = list(notes)
         self.notes: Sequence[str] = said
         self.parts: Mapping[str, Sequence[int]] = part_rows([case.part for case in cases])
+        patients = [case.patient for case in cases]
+        if not any(patients):
+            patients = stated_patients([case.images[0] for case in cases], notes=said)
         self.patients: Sequence[str] | None = known_patients(
-            self.ids, [case.patient for case in cases], self.parts, notes=said
+            self.ids, patients, self.parts, notes=said
         )
         labels = [case.label for case in cases]
         self.labels: Sequence[Any] | None = labels if labels and None not in labels else None
@@ -219,6 +222,18 @@ def part_rows(parts: Sequence[str]) -> dict[str, list[int]]:
     return {part: numbers for part, numbers in rows.items() if numbers}
 
 
+def stated_patients(files: Sequence[Path], *, notes: list[str]) -> list[str]:
+    """Digests of the patients that DICOM files name; "" for other files, and where all are one.
+
+    Anonymised files often all name the same patient, who would be the whole set.
+    """
+    patients = [patient_digest(path) for path in files]
+    if len(set(patients) - {""}) < 2:
+        return [""] * len(files)
+    notes.append("Patients are those that the DICOM files name.")
+    return patients
+
+
 def known_patients(
     ids: Sequence[str],
     patients: Sequence[str],
@@ -239,7 +254,8 @@ def known_patients(
     seen = Counter(name for rows in parts.values() for name in {names[row] for row in rows})
     shared = sorted(name for name, count in seen.items() if count > 1)
     if shared:
-        notes.append(f"{len(shared)} patients are in more than one part: {some(shared)}.")
+        # Their names stay out of what people share.
+        notes.append(f"{count_of(len(shared), 'patient')} in more than one part of the split given")
     return names
 
 

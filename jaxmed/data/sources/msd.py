@@ -30,12 +30,14 @@ class Decathlon(FileSource):
 
     Args:
         path: the folder.
+        invalid: "error", or "drop" to leave out what is wrong and count it in the notes: images
+            without mask and the reverse, unreadable headers, shapes that differ.
 
     Raises:
         UserError: if the folder is of another layout, or files are missing or do not fit.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, invalid: str = "error"):
         root = open_folder(path, layout=_LAYOUT)
         file = root / "dataset.json"
         if not file.is_file() or not (root / "imagesTr").is_dir():
@@ -46,10 +48,12 @@ class Decathlon(FileSource):
         findings = Findings(root)
         cases = _find_cases(root, dataset, len(channel_names), findings)
         cases = [case for case in cases if _fits(case, len(channel_names), findings)]
-        if not cases and not findings.problems:
+        if not cases and not findings.problems and not findings.invalid:
             raise wrong_layout(root, layout=_LAYOUT, expected=f"images beside {_EXPECTED}")
         cases = _with_entries(root, cases, findings)
-        findings.finish()
+        findings.finish(policy=invalid)
+        if not cases:
+            raise UserError(f"{root}: no sound case is left; mend the files")
         if (root / "imagesTs").is_dir():
             findings.notes.append("The images of imagesTs have no masks and are left out.")
         stated = dataset.get("numTraining")
@@ -103,10 +107,10 @@ def _find_cases(
         by_case.setdefault(name, []).append(path)
     for name, files in by_case.items():
         if name not in masks:
-            findings.problems.append(f"image {files[0].name} has no mask in labelsTr")
+            findings.invalid.append(f"image {files[0].name} has no mask in labelsTr")
         else:
             cases.append(Case(name, tuple(sorted(files)), masks[name]))
-    findings.problems += [
+    findings.invalid += [
         f"mask {masks[name].name} has no image in imagesTr" for name in masks if name not in by_case
     ]
     return cases
@@ -130,7 +134,7 @@ def _listed_cases(
         absent = [path for path in (*files, mask) if not path.exists()]
         missing = [path.relative_to(root).as_posix() for path in absent]
         if missing:
-            findings.problems.append(f"{where}: no file {' and no '.join(missing)}")
+            findings.invalid.append(f"{where}: no file {' and no '.join(missing)}")
         elif name in cases:
             findings.problems.append(f"{where}: {name} is listed twice")
         else:
@@ -148,16 +152,16 @@ def _fits(case: Case, channels: int, findings: Findings) -> bool:
         shapes = [image_shape(path) for path in case.images]
         mask = image_shape(case.mask)[:-1] if case.mask is not None else shapes[0][:-1]
     except UserError as error:
-        findings.problems.append(str(error))
+        findings.invalid.append(str(error))
         return False
     found = sum(shape[-1] for shape in shapes)
     if found != channels:
-        findings.problems.append(
+        findings.invalid.append(
             f"{case.id}: has {found} channels, dataset.json names {channels} of them"
         )
     grids = sorted({shape[:-1] for shape in shapes} | {mask})
     if len(grids) > 1:
-        findings.problems.append(
+        findings.invalid.append(
             f"{case.id}: image has shape {shapes[0][:-1]}, another file of it "
             f"{next(grid for grid in [mask, *grids] if grid != shapes[0][:-1])}"
         )

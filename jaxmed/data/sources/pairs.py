@@ -231,9 +231,11 @@ def _stated_classes(
     root: Path, given: Sequence[str] | None
 ) -> tuple[tuple[str, ...] | None, int | None]:
     """Class names as given or as a file states them, and the number to be ignored."""
-    if given is not None:
-        return check_class_names(given, where=f"{root} class_names"), None
     text, table = root / "classes.txt", root / "dataset.json"
+    if given is not None:
+        # Names alone do not say which number is to be ignored.
+        ignored = json_classes(table, read_json(table))[1] if table.is_file() else None
+        return check_class_names(given, where=f"{root} class_names"), ignored
     if text.is_file():
         lines = text.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         names = [line.strip() for line in lines if line.strip()]
