@@ -2,7 +2,7 @@
 
     python experiments/train.py --config=configs/classify_phantoms.py --workdir=runs/classify
 
-Presets: `:cells` (default), `:body`, `:body3d`.
+Presets: `:cells` (default), `:cells3d`, `:body`, `:body3d`.
 """
 
 from ml_collections import ConfigDict
@@ -11,6 +11,7 @@ from jaxmed.build.config import base_config
 
 PRESETS = {
     "cells": {"data.kind": "cells"},
+    "cells3d": {"data.kind": "cells", "data.ndim": 3, "data.extent": (32,)},
     "body": {"data.kind": "body"},
     "body3d": {"data.kind": "body", "data.ndim": 3, "data.extent": (32,), "data.count": 300},
 }

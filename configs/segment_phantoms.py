@@ -2,7 +2,7 @@
 
     python experiments/train.py --config=configs/segment_phantoms.py --workdir=runs/segment
 
-Presets: `:cells` (default), `:instances` (each cell by itself), `:body`, `:body3d`.
+Presets: `:cells` (default), `:instances` (each cell by itself), `:cells3d`, `:body`, `:body3d`.
 """
 
 from ml_collections import ConfigDict
@@ -12,6 +12,7 @@ from jaxmed.build.config import base_config
 PRESETS = {
     "cells": {"data.kind": "cells"},
     "instances": {"data.kind": "cells", "data.masks": "instance"},
+    "cells3d": {"data.kind": "cells", "data.ndim": 3, "data.extent": (32,)},
     "body": {"data.kind": "body"},
     "body3d": {"data.kind": "body", "data.ndim": 3, "data.extent": (32,), "data.count": 200},
 }
