@@ -9,11 +9,19 @@ from ml_collections import ConfigDict
 
 from jaxmed.build.config import base_config
 
+# Lesions differ from the liver by some 40 Hounsfield units, and the liver is on one side.
+CT = {
+    "data.kind": "body",
+    "data.normalization": "window",
+    "data.window": (50.0, 250.0),
+    "augmentation.flip": 0.0,
+}
+
 PRESETS = {
     "cells": {"data.kind": "cells"},
     "cells3d": {"data.kind": "cells", "data.ndim": 3, "data.extent": (32,)},
-    "body": {"data.kind": "body"},
-    "body3d": {"data.kind": "body", "data.ndim": 3, "data.extent": (32,), "data.count": 300},
+    "body": CT,
+    "body3d": {**CT, "data.ndim": 3, "data.extent": (32,), "data.count": 600},
 }
 
 
