@@ -3,6 +3,11 @@
     python experiments/train.py --config=configs/classify_phantoms.py --workdir=runs/classify
 
 Presets: `:cells` (default), `:cells3d`, `:body`, `:body3d`.
+
+Measured (95 % intervals; time of the whole command on two CPU cores):
+    :cells3d   val auroc 1.000 (1.000 to 1.000), accuracy .983 (.950 to 1.000) in 7.5 minutes.
+Lesions of the body are small and have look-alikes outside the liver, so that telling who has one
+needs far more than the planned time: an earlier form of :body3d stayed at chance for 600 steps.
 """
 
 from ml_collections import ConfigDict

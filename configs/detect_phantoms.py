@@ -3,6 +3,9 @@
     python experiments/train.py --config=configs/detect_phantoms.py --workdir=runs/detect
 
 Presets: `:cells` (default), `:cells3d`, `:body`, `:body3d`.
+
+Measured (95 % intervals; time of the whole command on two CPU cores):
+    :cells3d   val ap50 .947 (.938 to .957), ap .456 (.450 to .467) in 7.5 minutes.
 """
 
 from ml_collections import ConfigDict
