@@ -146,7 +146,8 @@ def test_the_manifest_has_the_last_word(tmp_path):
     assert sorted(source.parts["val"]) == sorted([by_id["2"], by_id["3"]])
     assert [source.patients[by_id[name]] for name in "1234"] == ["p1", "p1", "3", "p2"]
     notes = " ".join(source.notes)
-    assert "1 images in another part" in notes and "more than one part: p1" in notes
+    assert "1 images in another part" in notes and "1 patient in more than one part" in notes
+    assert "p1" not in notes  # which people share
     assert "1 cases have no patient" in notes
     assert ClassFolders(tmp_path, label_column="subtype").info.class_names == ("x", "y")
     with pytest.raises(UserError, match="'grade'"):
