@@ -6,7 +6,7 @@
 Without `data.path` the file is looked for in the folder data/, and with `data.download` fetched
 there. Presets: the name of any set; without one, `data.path` is an npz of the same keys.
 
-Measured (95 % intervals; time of the whole command on two CPU cores shared with as much other work):
+Measured (95 % intervals; time of the whole command on two CPU cores, half of them busy):
     :pneumoniamnist   val auroc .994 (.988 to .999); test auroc .981 (.971 to .990), accuracy .944
                       (.926 to .962); 13 minutes.
 """
