@@ -16,10 +16,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build import pieces, preparation
+from jaxmed.build.checks import check_fits
 from jaxmed.build.config import flatten, update
 from jaxmed.data.loader import stack_examples
 from jaxmed.inference.predictor import Predictor
-from jaxmed.models.blocks import per_axis
 from jaxmed.models.convolution import use_onednn
 from jaxmed.preprocessing.fingerprint import take_fingerprint
 from jaxmed.preprocessing.plan import is_open, plan_settings, plan_steps
@@ -276,73 +276,6 @@ def _read_plan(path: str) -> dict[str, Any]:
         raise UserError(
             f"plan={path}: cannot be read ({error}); expected auto, none, or a JSON file"
         ) from error
-
-
-def check_fits(config: ConfigDict, info: DatasetInfo) -> None:
-    """Refuse what would otherwise be found out when the network is built or first evaluated.
-
-    Raises:
-        UserError: naming the key.
-    """
-    _check_model(config)
-    _check_shapes(config, info)
-    _check_evaluation(config)
-    _check_levels(config, info)
-
-
-def _check_model(config: ConfigDict) -> None:
-    if (config.model.name == "unet") != (config.task == "segmentation"):
-        use = "unet" if config.task == "segmentation" else "resnet18, resnet34 or resnet50"
-        raise UserError(f"model.name is {config.model.name!r}; for {config.task} use {use}")
-
-
-def _check_shapes(config: ConfigDict, info: DatasetInfo) -> None:
-    """Sizes have one positive number an axis, statistics one a channel."""
-    for key in ("mean", "std"):
-        value = tuple(config.data.intensity[key])
-        if value and len(value) not in (1, config.data.channels):
-            raise UserError(
-                f"data.intensity.{key} is {value}; expected one number for each of the "
-                f"{config.data.channels} channels"
-            )
-    for key in ("size", "patch", "spacing"):
-        value = tuple(config.data[key])
-        if value and (len(value) != info.ndim or min(value) <= 0):
-            raise UserError(
-                f"data.{key} is {value}; expected {info.ndim} positive numbers, one an axis"
-            )
-
-
-def _check_evaluation(config: ConfigDict) -> None:
-    """What would otherwise be found out at the first evaluation."""
-    if config.evaluation.flips and config.task == "detection":
-        raise UserError(
-            "evaluation.flips does not work for detection; set --config.evaluation.flips=false"
-        )
-    if not 0 <= config.evaluation.overlap < 1:
-        raise UserError(
-            f"evaluation.overlap is {config.evaluation.overlap}; expected a share from 0 to below 1"
-        )
-
-
-def _check_levels(config: ConfigDict, info: DatasetInfo) -> None:
-    """A patch can be halved as often as the U-Net does."""
-    if config.model.name != "unet":
-        return
-    model = config.model
-    levels = len(model.features)
-    strides = tuple(model.strides) or (2,) * (levels - 1)
-    if len(strides) != levels - 1:
-        raise UserError(
-            f"model.strides has {len(strides)} steps for the {levels} levels of model.features; "
-            f"expected {levels - 1}"
-        )
-    factors = np.prod([per_axis(s, info.ndim) for s in strides] or [(1,) * info.ndim], axis=0)
-    if any(side % factor for side, factor in zip(config.data.patch, factors, strict=True)):
-        raise UserError(
-            f"data.patch is {tuple(config.data.patch)}; the {levels} levels of the U-Net need "
-            f"multiples of {tuple(factors.tolist())}"
-        )
 
 
 def _fit_to_devices(config: ConfigDict, settings: dict[str, Any]) -> None:

@@ -12,12 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build import pieces
+from jaxmed.build.checks import check_numbers, useless_keys
 from jaxmed.build.config import (
     base_config,
-    check_numbers,
     flatten,
     read_run,
-    useless_keys,
     write_json,
 )
 from jaxmed.build.experiment import Experiment, resolve

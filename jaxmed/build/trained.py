@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed.build.config import check_numbers, config_of_run, flatten, read_run
-from jaxmed.build.experiment import Experiment, check_fits
+from jaxmed.build.checks import check_fits, check_numbers
+from jaxmed.build.config import config_of_run, flatten, read_run
+from jaxmed.build.experiment import Experiment
 from jaxmed.build.workdir import refuse_several_processes
 from jaxmed.data.sources.base import make_example
 from jaxmed.training.checkpoints import restore_variables
