@@ -200,7 +200,7 @@ def check_example(example: Example, info: DatasetInfo, *, where: str) -> None:
     if image.shape[-1] != info.channels:
         raise UserError(
             f"{where}: image has {image.shape[-1]} channels, the first image of the set has "
-            f"{info.channels}; convert the files or set data.channels"
+            f"{info.channels}; convert the files, or set --config.data.channels=1 or 3 for all"
         )
     if 0 in image.shape:
         raise UserError(f"{where}: image is empty, shape {image.shape}")

@@ -146,7 +146,13 @@ def _explain(error: Exception, arguments: Sequence[str]) -> str:
         key = name.removeprefix("config.")
         is_override = name.startswith("config.")
         if is_override and "config" not in flags.FLAGS:
-            return f"--{name}: overrides need --config=FILE, or --workdir of a run, before them"
+            workdir = _look_up("workdir", arguments)
+            if workdir is not None:
+                read_run(Path(workdir))  # says what is wrong with it
+            return f"--{name}: overrides need --workdir of a run"
+        is_missing = _look_up("config", arguments) is None
+        if is_override and is_missing and flags.FLAGS["config"].value is None:
+            return f"--{name}: overrides need --config=configs/NAME.py"
         if (is_override and key not in sections.union(keys)) or (not is_override and key in keys):
             return f"--{name}: no such flag{_meant(key, keys, prefix='config.')}"
     unknown = getattr(error, "flagname", None)  # of absl's UnrecognizedFlagError

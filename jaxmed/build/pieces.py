@@ -119,10 +119,32 @@ def look_through_data(
     for part, members in split.items():
         if members and not usable[part]:
             raise UserError(f"{config.data.path}: no case of {part} can be used; mend the files")
+    _check_classes_left(config, source, split, usable)
     notes = [*findings.notes, *duplicate_notes(digests, usable)]
     for note in notes:
         print(f"data: {note}")
     return usable, notes
+
+
+def _check_classes_left(
+    config: ConfigDict,
+    source: Source,
+    split: Mapping[str, Sequence[int]],
+    usable: Mapping[str, Sequence[int]],
+) -> None:
+    """Refuse to train where leaving cases out left a class without any."""
+    if source.labels is None or source.info.multilabel:
+        return
+    before, after = (
+        {int(source.labels[row]) for row in parts.get("train", ())} for parts in (split, usable)
+    )
+    gone = [source.info.class_names[label] for label in sorted(before - after)]
+    if gone:
+        raise UserError(
+            f"{config.data.path}: leaving out what is broken leaves no training case of "
+            f"{', '.join(gone)}; mend the files (see without --config.data.invalid=drop what is "
+            "wrong)"
+        )
 
 
 def make_task(

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxmed.build.trained import TrainedRun, check_intensities, load_run
 from jaxmed.build.workdir import make_folder
-from jaxmed.data.images import Image, image_stem, is_image, list_images, read_image
+from jaxmed.data.images import Image, image_stem, list_images, read_image
 from jaxmed.data.sources.base import make_example
 from jaxmed.data.sources.findings import some
 from jaxmed.evaluation.pictures import draw_overlay
@@ -118,11 +118,13 @@ def find_inputs(inputs: Sequence[str]) -> list[tuple[str, Path]]:
     found: list[tuple[str, Path]] = []
     for given in inputs:
         path = Path(given)
-        if path.is_dir() and not is_image(path):
+        if path.is_dir():
             images = list_images(path)
             if not images:
                 raise UserError(f"{path}: holds no images; give a folder of image files")
-            found += [(str(image.relative_to(path)), image) for image in images]
+            # The slices of a series are one image, listed by the folder itself.
+            own = path.resolve().name
+            found += [(own if i == path else str(i.relative_to(path)), i) for i in images]
         elif path.exists():
             found.append((path.name or path.resolve().name, path))
         else:

@@ -79,6 +79,9 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
     if split is None:
         split, found = pieces.look_through_data(config, source, _make_split(config, source))
         notes += found
+    by = "image" if source.patients is None else "patient"
+    sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.items())
+    print(f"split: {sizes} (cut by {by} where no part is given)")
     for key in sorted(set(useless_keys(config)) & _changed_keys(config)):
         print(f"note: {key} is set, but this task, layout or model has no use for it")
     config, settings, fingerprint = resolve(
@@ -119,7 +122,6 @@ def _make_split(config: ConfigDict, source: Source) -> dict[str, list[int]]:
     )
     for note in notes:
         print(f"split: {note}")
-    print("split: " + ", ".join(f"{part} {len(rows)}" for part, rows in split.items()))
     for part in ("train", "val"):
         if not split.get(part):
             raise UserError(

@@ -44,12 +44,15 @@ class TrainedRun:
         """What the network makes of one image, on the image's own grid.
 
         Args:
-            image: (*spatial, channels), as `jaxmed.data.images.read_image` gives it.
+            image: (*spatial, channels), as `jaxmed.data.images.read_image` gives it, or (*spatial).
             spacing: (ndim,) mm a voxel; 1 where unknown.
 
         Returns:
-            Probabilities (classes,); or a dict of boxes, scores and labels; or a mask (*spatial).
+            Probabilities (classes,); or a dict of boxes ([low..., high...] in the order of the
+            array's axes), scores and labels; or a mask (*spatial).
         """
+        if image.ndim == self.info.ndim:
+            image = image[..., None]
         check_intensities(self, image, "image")
         example = self.experiment.prepare(make_example(image, index=0, spacing=spacing))
         [(example, raw)] = self.predict([example])

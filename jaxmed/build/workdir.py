@@ -174,7 +174,9 @@ def write_or_compare(workdir: Path, run: dict[str, Any]) -> None:
     changed = differences(before, now)
     if changed:
         advice = "use another workdir, or the old values to go on with it"
-        if all(line.startswith(("training.steps", "training.epochs")) for line in changed):
+        # A planned warm-up follows the length.
+        length = ("training.steps", "training.epochs", "optimizer.warmup")
+        if all(line.startswith(length) for line in changed):
             advice = (
                 f"under the schedule {now['optimizer.schedule']} a longer run is another one: use "
                 f"another workdir, perhaps with --config.model.init={workdir}"

@@ -222,6 +222,23 @@ def test_dry_run_tells_shapes_parameters_and_memory_and_writes_nothing(tmp_path)
     assert not (tmp_path / "run").exists()
 
 
+def test_leaving_out_must_leave_every_class(tmp_path):
+    write_phantoms(tmp_path / "set", layout="class_folders", count=24, size=32, parts=False)
+    folder = next(p for p in sorted((tmp_path / "set").rglob("*")) if any(p.glob("*.png")))
+    for path in (tmp_path / "set").rglob(f"{folder.name}/*.png"):
+        path.write_bytes(path.read_bytes()[:200])
+    path = f"--config.data.path={tmp_path}/set"
+    line = train("classify_folders.py", tmp_path, path, "--config.data.invalid=drop")
+    assert folder.name in line
+
+
+def test_overrides_without_a_config_or_a_run(tmp_path):
+    line = complaint("train.py", f"--workdir={tmp_path}/run", "--config.seed=3")
+    assert "--config=configs/NAME.py" in line
+    line = complaint("evaluate.py", f"--workdir={tmp_path}", "--config.seed=3")
+    assert "config.json" in line
+
+
 def test_help_lists_the_flags():
     done = run("train.py", "--help")
     assert "--workdir" in done.stdout

@@ -278,7 +278,7 @@ def test_a_run_goes_on_only_with_the_same_config(trained):
     with pytest.raises(UserError, match="other data"):
         train_run(small_config("classification", **{"data.count": 41}), workdir)
     with pytest.raises(UserError, match="schedule cosine .*--config.model.init="):
-        train_run(small_config("classification", **{"training.steps": 6}), workdir)
+        train_run(small_config("classification", **{"training.steps": 40}), workdir)
     with pytest.raises(UserError, match="holds a run of classification on phantoms, not of seg"):
         train_run(small_config("segmentation"), workdir)
     before = digest(workdir)

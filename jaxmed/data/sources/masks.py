@@ -17,7 +17,7 @@ from jaxmed.data.sources.findings import Findings, some
 from jaxmed.types import UserError
 
 MANY_VALUES = 1000  # more than this in one file is no class mask
-MANY_CLASSES = 64  # more than this, with no names for them, are instance numbers
+MANY_CLASSES = 20  # more than this, with no names for them, are instance numbers
 
 
 @dataclasses.dataclass(frozen=True)

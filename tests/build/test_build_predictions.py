@@ -1,0 +1,28 @@
+import shutil
+
+import imageio.v3 as iio
+import numpy as np
+import pydicom.data
+
+from jaxmed.build.predictions import find_inputs
+
+
+def test_dicom_images_of_several_series_are_found_one_by_one_and_pictures_beside_them(tmp_path):
+    for name in ("CT_small.dcm", "MR_small.dcm"):
+        shutil.copy(pydicom.data.get_testdata_file(name), tmp_path / name)
+    iio.imwrite(tmp_path / "a.png", np.zeros((8, 8), np.uint8))
+    found = find_inputs([str(tmp_path)])
+    assert [name for name, _ in found] == ["CT_small.dcm", "MR_small.dcm", "a.png"]
+    (tmp_path / "MR_small.dcm").unlink()
+    assert [name for name, _ in find_inputs([str(tmp_path)])] == ["CT_small.dcm", "a.png"]
+
+
+def test_the_slices_of_a_series_are_one_image_with_the_folder_s_name(tmp_path):
+    (tmp_path / "scan").mkdir()
+    file = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
+    for number in range(3):
+        file.SOPInstanceUID = pydicom.uid.generate_uid()
+        file.ImagePositionPatient = [0, 0, 5.0 * number]
+        file.save_as(tmp_path / f"scan/{number}.dcm")
+    assert find_inputs([str(tmp_path / "scan")]) == [("scan", tmp_path / "scan")]
+    assert find_inputs([str(tmp_path)]) == [("scan", tmp_path / "scan")]
