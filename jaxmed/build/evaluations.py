@@ -101,7 +101,8 @@ def evaluate_run(
     print_table(summary, title=f"{part}: {count_of(len(scores), 'case')}, {best}")
     figures = curves.draw_curves(run.info, scores, folder)
     examples = _draw_examples(run, source, described, folder)
-    _write_report(workdir, run, figures, examples)
+    shown = part if is_own else f"{part} of {settings.data.path}"
+    _write_report(workdir, run, figures, examples, shown=shown)
     print(f"report: {workdir / 'report.html'}")
     return summary
 
@@ -242,6 +243,8 @@ def _write_report(
     run: TrainedRun,
     figures: Sequence[Any],
     examples: Mapping[str, Any],
+    *,
+    shown: str,
 ) -> None:
     history = []
     log = workdir / METRICS_FILE
@@ -259,5 +262,6 @@ def _write_report(
         summaries=summaries,
         cases=examples,
         curves=figures,
+        shown=shown,
         notes=run.run["data"]["notes"],
     )

@@ -49,6 +49,7 @@ def write_report(
     summaries: Mapping[str, Mapping[str, Any]] | None = None,
     cases: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     curves: Sequence[Mapping[str, Any]] = (),
+    shown: str = "",
     notes: Sequence[str] = (),
 ) -> Path:
     """Write the report of one experiment; the page loads nothing from elsewhere.
@@ -63,6 +64,7 @@ def write_report(
             and a picture.
         curves: figures, each with a picture and a `caption`. A picture is PNG: its base64 text in
             `picture_base64`, or its file in `picture`.
+        shown: of which data the curves and the cases are.
         notes: what a reader must know, a sentence each.
 
     Returns:
@@ -71,9 +73,9 @@ def write_report(
     sections = [
         _notes(notes),
         *(_summary(split, summary) for split, summary in (summaries or {}).items()),
-        _figures("Curves", curves),
+        _figures(_heading("Curves", shown), curves),
         _training(history),
-        _cases(cases or {}),
+        _cases(_heading("Cases", shown), cases or {}),
         _config(config),
     ]
     page = (
@@ -178,7 +180,11 @@ def _figures(heading: str, entries: Sequence[Mapping[str, Any]]) -> str:
     return f"<h2>{_text(heading)}</h2>\n{shown}"
 
 
-def _cases(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def _heading(words: str, shown: str) -> str:
+    return f"{words} of {shown}" if shown else words
+
+
+def _cases(heading: str, groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Pictures of cases, the worst first: they teach the most."""
     order = [name for name in GROUPS if name in groups] + [n for n in groups if n not in GROUPS]
     parts = []
@@ -190,7 +196,7 @@ def _cases(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             for case in groups[name]
         )
         parts.append(f'<h3>{_text(name.capitalize())}</h3>\n<div class="cards">\n{cards}\n</div>')
-    return "<h2>Cases</h2>\n" + "\n".join(parts) if parts else ""
+    return f"<h2>{_text(heading)}</h2>\n" + "\n".join(parts) if parts else ""
 
 
 def _training(history: Sequence[Mapping[str, Any]]) -> str:

@@ -137,6 +137,7 @@ def test_all_broken_files_are_told_at_once_or_left_out(tmp_path):
     notes = json.loads((tmp_path / "run/config.json").read_text())["data"]["notes"]
     told = " ".join(notes)
     assert all(name in told for name in (masks[0].name, image.name, masks[7].name))
+    assert len(set(notes)) == len(notes)
     split = json.loads((tmp_path / "run/split.json").read_text())
     left = {name for part in split.values() for name in part}
     assert left == set(names) - {names[0], names[7], names[30]}

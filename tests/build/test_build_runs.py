@@ -124,6 +124,7 @@ def test_the_workdir_holds_what_people_rely_on(trained, name):
     assert not set(split["train"]) & set(split["val"])
     page = (workdir / "report.html").read_text()
     assert "data:image/png;base64" in page
+    assert "Cases of val" in page
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
 

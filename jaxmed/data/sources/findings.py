@@ -67,6 +67,7 @@ class Findings:
         if self.invalid:
             shown = "; ".join(self.invalid[:SHOWN_PROBLEMS]) + _rest(self.invalid)
             self.notes.append(f"{len(self.invalid)} invalid annotations were left out: {shown}")
+            self.invalid = []  # told; a later call is of what was found since
 
 
 def _data_error(where: Path, problems: Sequence[str], advice: str) -> DataError:
