@@ -35,6 +35,9 @@ def check_numbers(config: ConfigDict) -> None:
                 raise UserError(f"{key} is {value!r}; expected numbers, as in --config.{key}=64,64")
             if len(value) != LENGTHS.get(key, len(value)):
                 raise UserError(f"{key} is {value!r}; expected {LENGTHS[key]} numbers")
+        if key == "data.class_names" and any("," in str(name) for name in numbers):
+            quoted = ",".join(f"'{name}'" for name in ",".join(numbers).split(","))
+            raise UserError(f'{key} is {value!r}; expected --config.{key}="({quoted})"')
         if key not in MAY_BE_NEGATIVE and any(
             isinstance(n, (int, float)) and not n >= 0 for n in numbers
         ):
@@ -105,7 +108,8 @@ def _check_shapes(config: ConfigDict, info: DatasetInfo) -> None:
         value = tuple(config.data[key])
         if value and (len(value) != info.ndim or min(value) <= 0):
             raise UserError(
-                f"data.{key} is {value}; expected {info.ndim} positive numbers, one an axis"
+                f"data.{key} is {value}; expected {info.ndim} positive numbers, one an axis, as in "
+                f"--config.data.{key}={','.join(['64'] * info.ndim)}"
             )
 
 

@@ -157,7 +157,8 @@ def _explain(error: Exception, arguments: Sequence[str]) -> str:
             return f"--{name}: no such flag{_meant(key, keys, prefix='config.')}"
     unknown = getattr(error, "flagname", None)  # of absl's UnrecognizedFlagError
     if unknown:
-        return f"--{unknown}: no such flag{_meant(unknown, list(flags.FLAGS))}"
+        every = [*flags.FLAGS, *(f"config.{key}" for key in keys)]
+        return f"--{unknown}: no such flag{_meant(unknown, every)}"
     flawed = [a for a in arguments if a.startswith("--config.") and "=" in a]
     said = " ".join(str(error).split())
     named = any(a.split("=")[0] in said for a in flawed)

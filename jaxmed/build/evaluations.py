@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from jaxmed.build import pieces
 from jaxmed.build.config import differences, flatten, write_json
-from jaxmed.build.trained import TrainedRun, check_intensities, load_run
+from jaxmed.build.trained import TrainedRun, check_image, load_run
 from jaxmed.build.workdir import read_split, read_split_ids
+from jaxmed.data.sources.findings import some
 from jaxmed.evaluation import curves, pictures
 from jaxmed.evaluation.evaluate import (
     predict_cases,
@@ -68,7 +69,7 @@ def evaluate_run(
         # The parts of the run's own data were looked through when it was trained.
         split, found = pieces.look_through_data(settings, source, {part: rows})
         rows, notes = split[part], notes + found
-        check_intensities(run, source[rows[0]]["image"], source.ids[rows[0]])
+        check_image(run, source[rows[0]]["image"], source.ids[rows[0]])
     task = run.experiment.task
     cases = predict_cases(run.predict, task, source, rows, prepare=run.experiment.prepare)
     scores = score_cases(cases, task)
@@ -130,6 +131,12 @@ def find_part(workdir: Path, source: Source, part: str, *, is_own: bool) -> tupl
         rows = split.get(part, [])
     else:
         rows = list(source.parts.get(part, []))
+    gone = sorted(set(saved.get(part, ())) - set(source.ids))
+    if not rows and not is_own and gone:
+        raise UserError(
+            f"--split={part}: {len(gone)} of its cases are not in the data ({some(gone)}); put "
+            "them back, or evaluate what is there with --split=all"
+        )
     if not rows:
         given = ", ".join(saved if is_own else source.parts) or "none"
         raise UserError(

@@ -18,7 +18,7 @@ from jaxmed.build.config import choose
 from jaxmed.data.quality import duplicate_notes, look_through
 from jaxmed.data.sources.class_folders import ClassFolders
 from jaxmed.data.sources.coco import Coco
-from jaxmed.data.sources.findings import Findings
+from jaxmed.data.sources.findings import DataError, Findings
 from jaxmed.data.sources.medmnist import MedMNIST
 from jaxmed.data.sources.msd import Decathlon
 from jaxmed.data.sources.pairs import ImageMaskPairs
@@ -98,6 +98,26 @@ def make_source(config: ConfigDict) -> Source:
             f"for {config.task}; use a config named {CONFIG_VERBS[source.info.task]}_*"
         )
     return source
+
+
+def look_further(config: ConfigDict, source_error: DataError) -> DataError:
+    """What is wrong with a data set, where opening it failed already: with that, all broken files.
+
+    So that the user can mend everything at once, and not the headers first and then the pixels.
+    """
+    lenient = config.copy_and_resolve_references()
+    lenient.data.invalid = "drop"
+    try:
+        source = make_source(lenient)
+    except UserError:
+        return source_error
+    broken, _ = look_through(source, range(len(source)))
+    findings = Findings(Path(config.data.path), invalid=[*source_error.problems, *broken.values()])
+    try:
+        findings.finish()
+    except DataError as error:
+        return error
+    return source_error
 
 
 def look_through_data(

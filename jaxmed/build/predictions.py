@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed.build.trained import TrainedRun, check_intensities, load_run
+from jaxmed.build.trained import TrainedRun, check_image, load_run
 from jaxmed.build.workdir import make_folder
 from jaxmed.data.images import Image, image_stem, list_images, read_image
 from jaxmed.data.sources.base import make_example
@@ -145,7 +145,7 @@ def _check(path: Path, example: Example, run: TrainedRun) -> None:
     ndim, trained = example["image"].ndim - 1, run.info.ndim
     if ndim != trained:
         raise UserError(f"{path}: has {ndim} dimensions; the network was trained on {trained}")
-    check_intensities(run, example["image"], str(path))
+    check_image(run, example["image"], str(path))
     if not np.isfinite(example["image"]).all():
         raise UserError(f"{path}: holds NaN or infinite values; repair the file or leave it out")
 

@@ -34,6 +34,7 @@ from jaxmed.build.workdir import (
 )
 from jaxmed.data.cache import Cached
 from jaxmed.data.loader import training_batches
+from jaxmed.data.sources.findings import DataError
 from jaxmed.data.splits import split_cases
 from jaxmed.evaluation.evaluate import plain_scores, predict_cases, score_cases
 from jaxmed.evaluation.pictures import draw_batch
@@ -67,11 +68,16 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
         check_could_be_made(workdir)
     else:
         make_folder(workdir)
+    if config.model.init and not has_checkpoints(Path(config.model.init)):
+        raise UserError(f"model.init={config.model.init}: no run with a checkpoint; check the path")
     # What an attempt left that never came to a checkpoint binds nobody.
     earlier = read_run(workdir) if not dry_run and has_checkpoints(workdir) else None
     if earlier:
         check_same_kind(workdir, earlier, config)
-    source = pieces.make_source(config)
+    try:
+        source = pieces.make_source(config)
+    except DataError as error:
+        raise pieces.look_further(config, error) from error
     for note in source.notes:
         print(f"data: {note}")
     split = read_split(workdir, source) if earlier else None

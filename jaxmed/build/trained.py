@@ -53,7 +53,7 @@ class TrainedRun:
         """
         if image.ndim == self.info.ndim:
             image = image[..., None]
-        check_intensities(self, image, "image")
+        check_image(self, image, "image")
         example = self.experiment.prepare(make_example(image, index=0, spacing=spacing))
         [(example, raw)] = self.predict([example])
         return self.experiment.task.restore(raw, example)
@@ -101,8 +101,11 @@ def _check_same_network(workdir: Path, run: dict[str, Any], config: ConfigDict) 
             )
 
 
-def check_intensities(run: TrainedRun, image: np.ndarray, where: str) -> None:
+def check_image(run: TrainedRun, image: np.ndarray, where: str) -> None:
     """Refuse an image whose numbers cannot mean what those of the training images did.
+
+    Colours are not made gray unless the run was told to (data.channels). Grays saved as colours,
+    as viewers do, are gray.
 
     Where all images are scaled by the training set's own mean and deviation, deeper pixels than
     the network ever saw would saturate it, and 8-bit ones be all alike to it, without a word.
@@ -110,6 +113,12 @@ def check_intensities(run: TrainedRun, image: np.ndarray, where: str) -> None:
     Raises:
         UserError: naming the image.
     """
+    coloured = image.shape[-1] in (3, 4) and (image[..., :1] != image[..., 1:3]).any()
+    if coloured and run.info.channels == 1 and "data.channels" in run.run["planned"]:
+        raise UserError(
+            f"{where}: is coloured; the run was trained on gray images: convert the image, or "
+            "train with --config.data.channels=1, which makes all images gray"
+        )
     trained = run.run["data"]["dtypes"]
     if run.experiment.config.data.normalization != "dataset":
         return

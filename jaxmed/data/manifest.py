@@ -167,6 +167,7 @@ def _match_rows(
 ) -> None:
     """Fill in the entries from the rows of one table."""
     seen: dict[int, int] = {}
+    unmatched: list[str] = []
     for number, row in table.rows:
         where = f"{table.path.name} row {number}"
         if row.get("file"):
@@ -177,11 +178,10 @@ def _match_rows(
             cases = by_stem.get(name, [])
         values = {field: row[column] for column, field in wanted.items() if row[column]}
         part = part_name(values.get("part", ""))
-        if len(cases) != 1:
-            found = "no image is" if not cases else f"{len(cases)} images are"
-            # Where cases are invalid, the row may be of one that is left out already.
-            place = findings.problems if cases or not findings.invalid else findings.invalid
-            place.append(f"{where}: {found} called {name!r}")
+        if not cases:
+            unmatched.append(f"{name!r} (row {number})")
+        elif len(cases) > 1:
+            findings.problems.append(f"{where}: {len(cases)} images are called {name!r}")
         elif cases[0] in seen:
             findings.problems.append(f"{where}: {name!r} is already in row {seen[cases[0]]}")
         elif "part" in values and part is None:
@@ -194,3 +194,9 @@ def _match_rows(
             entries[cases[0]] = dataclasses.replace(entries[cases[0]], listed=True, **values)
         for case in cases:
             seen.setdefault(case, number)
+    told = [f"{table.path.name}: no image is called {name}" for name in unmatched]
+    if findings.invalid and told:
+        # Those may be the invalid ones, which are told already.
+        findings.invalid.append(f"{table.path.name}: no image is called {some(unmatched)}")
+    else:
+        findings.problems += told

@@ -13,6 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from jaxmed.evaluation.pictures import picture_to_base64
+from jaxmed.types import count_of
 
 GROUPS = ("worst", "typical", "best")
 _AXES = ("step", "epoch", "seconds", "split")
@@ -150,6 +151,9 @@ def _summary(split: str, summary: Mapping[str, Any]) -> str:
         if key != "metrics" and not isinstance(value, (dict, list))
     ]
     more = f'\n<p class="dim">{" · ".join(rest)}</p>' if rest else ""
+    if summary.get("also_in_training"):
+        told = count_of(summary["also_in_training"], "case")
+        more += f"\n<p><strong>Of these, {told} were trained on.</strong></p>"
     return f"<h2>Scores: {_text(split)}</h2>\n{_table(head, rows, numbers=3)}{more}"
 
 

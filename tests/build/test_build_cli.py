@@ -73,7 +73,10 @@ def test_an_empty_folder(tmp_path):
         ("--config.optimizer.name=adamm", "sgd, adam, adamw"),
         ("--config.model.name=resnet19", "resnet18"),
         ("--config.sharding.mode=pjit", "jit, pmap"),
-        ("--config.data.size=8,8,8", "size"),
+        ("--config.data.size=8,8,8", "as in --config.data.size=64,64"),
+        ("--confg.training.steps=3", "did you mean --config.training.steps?"),
+        ("--config.data.class_names=a,b", "--config.data.class_names=\"('a','b')\""),
+        ("--config.model.init=nowhere", "model.init=nowhere: no run"),
     ],
 )
 def test_a_mistyped_override(tmp_path, override, expected):
@@ -116,9 +119,11 @@ def test_all_broken_files_are_told_at_once_or_left_out(tmp_path):
     iio.imwrite(masks[0], np.full((32, 32), 200, np.uint8))
     image = masks[30].parent.with_name("images") / masks[30].name
     image.write_bytes(image.read_bytes()[:200])
+    iio.imwrite(masks[7], np.zeros((20, 32), np.uint8))
     path = f"--config.data.path={tmp_path}/set"
     line = train("segment_pairs.py", tmp_path, path)
-    assert "2 problems" in line
+    assert "3 problems" in line
+    assert masks[7].name in line
     assert masks[0].name in line
     assert image.name in line
     assert "--config.data.invalid=drop" in line
@@ -127,7 +132,6 @@ def test_all_broken_files_are_told_at_once_or_left_out(tmp_path):
     parts = ["val" if i % 5 == 4 else "train" for i in range(len(names))]
     lines = [f"{name},{part}" for name, part in zip(names, parts, strict=True)]
     (tmp_path / "set/split.csv").write_text("\n".join(["id,split", *lines]))
-    iio.imwrite(masks[7], np.zeros((20, 32), np.uint8))
     done = run(
         "train.py", "--config=configs/segment_pairs.py", path, "--config.data.invalid=drop",
         "--config.training.steps=1", "--config.data.batch_size=2", "--config.model.features=4,8",
@@ -178,7 +182,7 @@ def test_a_box_of_no_area_or_outside_its_image(tmp_path, box):
         "--config.training.steps=1", "--dry_run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "left out" in done.stdout
+    assert "Left out" in done.stdout
 
 
 def test_data_of_another_task(tmp_path):

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 
 from jaxmed.build.config import base_config, config_of_run, flatten, read_run, update
-from jaxmed.build.evaluations import evaluate_run
+from jaxmed.build.evaluations import evaluate_run, find_part
 from jaxmed.build.predictions import predict_run
 from jaxmed.build.runs import train_run
-from jaxmed.build.trained import load_run
+from jaxmed.build.trained import check_image, load_run
 from jaxmed.data.images import read_image
+from jaxmed.data.sources.class_folders import ClassFolders
 from jaxmed.data.sources.phantom_files import write_phantoms
 from jaxmed.training.checkpoints import restore_variables
 from jaxmed.types import UserError
@@ -295,6 +296,26 @@ def test_a_longer_run_under_a_constant_schedule_goes_on(tmp_path):
     train_run(longer, tmp_path / "a")
     train_run(longer, tmp_path / "b")
     assert digest(tmp_path / "a", 6) == digest(tmp_path / "b", 6)
+
+
+@pytest.mark.slow
+def test_coloured_images_are_not_made_gray_unasked(trained):
+    run = load_run(trained["volumes"])
+    colours = np.random.default_rng(0).normal(0, 100, (8, 8, 8, 3)).astype(np.float32)
+    with pytest.raises(UserError, match="a.nii: is coloured"):
+        check_image(run, colours, "a.nii")
+    check_image(run, np.repeat(colours[..., :1], 3, -1), "gray.nii")
+    run.run["planned"].pop("data.channels")
+    check_image(run, colours, "a.nii")
+
+
+def test_cases_that_are_gone_are_named(tmp_path):
+    write_phantoms(tmp_path / "set", layout="class_folders", count=4, size=32, parts=False)
+    source = ClassFolders(tmp_path / "set")
+    split = {"train": list(source.ids[:2]), "test": ["gone"]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    with pytest.raises(UserError, match="test: 1 of its cases are not in the data .gone"):
+        find_part(tmp_path, source, "test", is_own=False)
 
 
 @pytest.mark.slow

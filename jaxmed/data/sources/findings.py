@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from jaxmed.types import UserError
+from jaxmed.types import UserError, count_of
 
 Item = TypeVar("Item")
 
@@ -21,7 +21,7 @@ PART_NAMES = {
     "test": "test",
     "testing": "test",
 }
-SHOWN_PROBLEMS = 20  # a line with more is not read to its end
+SHOWN_PROBLEMS = 10  # a line with more is not read to its end
 
 
 class DataError(UserError):
@@ -66,7 +66,8 @@ class Findings:
             raise _data_error(self.where, self.invalid, advice)
         if self.invalid:
             shown = "; ".join(self.invalid[:SHOWN_PROBLEMS]) + _rest(self.invalid)
-            self.notes.append(f"{len(self.invalid)} invalid annotations were left out: {shown}")
+            invalid = count_of(len(self.invalid), "invalid annotation")
+            self.notes.append(f"Left out: {invalid}: {shown}")
             self.invalid = []  # told; a later call is of what was found since
 
 

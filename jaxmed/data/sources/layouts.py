@@ -30,7 +30,9 @@ def open_folder(path: str | Path, *, layout: str) -> Path:
     """
     folder = Path(path).expanduser()
     if not folder.exists():
-        raise UserError(f"{folder}: no such folder; give the folder of a data set of {layout}")
+        raise UserError(
+            f"{folder}: no such folder; give that of a data set of {layout} with --config.data.path"
+        )
     if not folder.is_dir():
         raise UserError(f"{folder}: is a file; {layout} is read from a folder")
     if not any(not child.name.startswith(".") for child in folder.iterdir()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import numpy as np
 
 from jaxmed.data.images import image_shape
 from jaxmed.data.sources.base import Case, first_shape
-from jaxmed.data.sources.findings import Findings
-from jaxmed.types import DatasetInfo, UserError
+from jaxmed.data.sources.findings import Findings, some
+from jaxmed.types import DatasetInfo, UserError, count_of
 
 TOLERANCE = 1.0  # pixels: tools that count from 0 instead of 1, or round, miss the border by this
 
@@ -98,11 +99,15 @@ def choose_classes(
 ) -> tuple[str, ...]:
     """The class names, as given or as found; objects of no known class are invalid."""
     names = tuple(given) if given is not None else tuple(found)
+    unknown: dict[str, list[str]] = defaultdict(list)
     for thing in objects:
         if thing.name not in names:
-            findings.invalid.append(
-                f"{thing.where}: unknown class {thing.name!r}; class names are {', '.join(names)}"
-            )
+            unknown[thing.name].append(thing.where)
+    for name, places in unknown.items():
+        findings.invalid.append(
+            f"unknown class {name!r} in {count_of(len(places), 'object')}, {some(places)}; class "
+            f"names are {', '.join(names)}"
+        )
     return names
 
 

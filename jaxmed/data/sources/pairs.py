@@ -70,21 +70,23 @@ class ImageMaskPairs(FileSource):
             raise UserError(f"masks is {masks!r}; expected 'semantic' or 'instance'")
         root = open_folder(path, layout=_LAYOUT)
         findings = Findings(root)
-        pairs = [pair for pair in _find_pairs(root, findings) if _same_shape(*pair, findings)]
-        files = [image for image, _ in pairs]
-        stems = [_stem(*pair) for pair in pairs]
+        found = _find_pairs(root, findings)
         entries = read_entries(
             root,
-            files=[list(pair) for pair in pairs],
-            stems=stems,
+            files=[list(pair) for pair in found],
+            stems=[_stem(*pair) for pair in found],
             findings=findings,
         )
+        known = entries or [Entry()] * len(found)
+        usable = [i for i, pair in enumerate(found) if _same_shape(*pair, findings)]
+        pairs, known = [found[i] for i in usable], [known[i] for i in usable]
         findings.finish(policy=invalid)
         if not pairs:
             raise wrong_layout(root, layout=_LAYOUT, expected=_EXPECTED)
         names, reader = _classes(root, [mask for _, mask in pairs], masks, class_names, findings)
         findings.finish(policy=invalid)
-        known = entries or [Entry()] * len(pairs)
+        files = [image for image, _ in pairs]
+        stems = [_stem(*pair) for pair in pairs]
         cases = [
             Case(
                 id=name,
