@@ -1,30 +1,49 @@
-"""Time parts of the library on this machine and print Markdown tables.
+"""Time parts of the library on this machine; each case prints one JSON line.
 
-python experiments/benchmark.py --what=convolution
-python experiments/benchmark.py --what=convolution --scale=4 --repeats=2   # a quick look
+python experiments/benchmark.py                                  # every case, some minutes
+python experiments/benchmark.py --cases='step_*,nms' --repeats=3
+python experiments/benchmark.py --cases='step_*' --against=torch # in turns with PyTorch and MONAI
 """
 
-from absl import app, flags
+import contextlib
+import fnmatch
+import json
 
-from jaxmed import benchmark
+from absl import flags
 
-_WHAT = flags.DEFINE_multi_enum(
-    "what",
-    sorted(benchmark.BENCHMARKS),
-    sorted(benchmark.BENCHMARKS),
-    "What to time; may be given again.",
-)
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Calls timed; the median counts.", lower_bound=1)
-_SCALE = flags.DEFINE_integer("scale", 1, "Divides the sides of images.", lower_bound=1)
+from jaxmed.benchmark import cases, timing
+from jaxmed.benchmark.rival import Rival
+from jaxmed.build import cli
+from jaxmed.types import UserError
+
+_CASES = flags.DEFINE_list("cases", ["*"], "Names, or patterns such as step_*.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Runs timed; the median counts.", lower_bound=1)
+_AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Whose work to time beside ours.")
+_RIVAL_PYTHON = flags.DEFINE_string("rival_python", "", "Interpreter that has it, if not this one.")
+_LIST = flags.DEFINE_boolean("list", False, "Only print the names.")
 
 
-def main(argv):
-    del argv
-    print(benchmark.describe_machine())
-    for name in _WHAT.value:
-        table = benchmark.BENCHMARKS[name](repeats=_REPEATS.value, scale=_SCALE.value)
-        print(f"\n## {name}\n\n{table}", flush=True)
+def main(arguments):
+    cli.refuse(arguments)
+    names = [n for n in cases.CASES if any(fnmatch.fnmatch(n, p) for p in _CASES.value)]
+    if not names:
+        raise UserError(f"--cases={','.join(_CASES.value)}: no such case; see --list")
+    if _LIST.value:
+        print("\n".join(names))
+        return
+    print(json.dumps(timing.describe_machine()), flush=True)
+    for name in names:
+        with contextlib.ExitStack() as stack:
+            rival, versions = None, {}
+            if _AGAINST.value:
+                rival = stack.enter_context(Rival(name, python=_RIVAL_PYTHON.value))
+                if not rival.versions:
+                    continue
+                versions = {"against": rival.versions}
+            work = cases.CASES[name]()
+            result = timing.measure(name, work, repeats=_REPEATS.value, rival=rival)
+        print(json.dumps({**result, **versions}), flush=True)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""What parts of the library take, beside the same work in PyTorch and MONAI where these are."""

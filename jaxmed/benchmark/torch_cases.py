@@ -1,0 +1,239 @@
+"""The same work as `cases.py` in PyTorch and MONAI, in a process of its own.
+
+    python -m jaxmed.benchmark.torch_cases CASE
+
+It answers each line on standard input with the seconds that one run took. Written as a careful
+user of these libraries would, with their own defaults: float32, training mode, no compilation.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai import transforms
+from monai.inferers import sliding_window_inference
+from monai.losses import DiceCELoss
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from monai.networks.nets import DynUNet, ResNet
+
+from jaxmed.benchmark import sizes
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _done() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def _unet(size: sizes.UNetSize) -> tuple[Any, Any, Any, Any]:
+    ndim, levels = len(size.shape), len(size.features)
+    model = DynUNet(
+        spatial_dims=ndim,
+        in_channels=1,
+        out_channels=sizes.CLASSES,
+        kernel_size=[3] * levels,
+        strides=[1] + [2] * (levels - 1),
+        upsample_kernel_size=[2] * (levels - 1),
+        filters=list(size.features),
+        norm_name="instance",
+    ).to(DEVICE)
+    x = torch.randn(size.batch, 1, *size.shape, device=DEVICE)
+    y = torch.randint(0, sizes.CLASSES, (size.batch, 1, *size.shape), device=DEVICE)
+    return model, DiceCELoss(to_onehot_y=True, softmax=True, batch=True), x, y
+
+
+def _resnet() -> tuple[Any, Any, Any, Any]:
+    batch, shape, channels = sizes.RESNET
+    model = ResNet(
+        "basic",
+        [2, 2, 2, 2],
+        [64, 128, 256, 512],
+        spatial_dims=2,
+        n_input_channels=channels,
+        conv1_t_size=3,
+        conv1_t_stride=1,
+        no_max_pool=True,
+        num_classes=sizes.RESNET_CLASSES,
+    ).to(DEVICE)
+    x = torch.randn(batch, channels, *shape, device=DEVICE)
+    y = torch.randint(0, sizes.RESNET_CLASSES, (batch,), device=DEVICE)
+    return model, torch.nn.CrossEntropyLoss(), x, y
+
+
+def _work(use: Callable[..., Callable[[], None]], make: Callable[[], Any]) -> Callable[[], None]:
+    return use(*make())
+
+
+def _step(model: Any, loss: Any, x: Any, y: Any) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model.train()
+
+    def run() -> None:
+        optimizer.zero_grad()
+        loss(model(x), y).backward()
+        optimizer.step()
+        _done()
+
+    return run
+
+
+def _forward(model: Any, loss: Any, x: Any, y: Any) -> Callable[[], None]:
+    del loss, y
+    model.eval()
+
+    def run() -> None:
+        with torch.inference_mode():
+            model(x)
+        _done()
+
+    return run
+
+
+def _convolution(size: sizes.ConvolutionSize, *, backward: bool) -> Callable[[], None]:
+    function = (torch.nn.functional.conv2d, torch.nn.functional.conv3d)[len(size.shape) - 2]
+    x = torch.randn(size.batch, size.cin, *size.shape, device=DEVICE, requires_grad=backward)
+    window = [3] * len(size.shape)
+    w = torch.randn(size.cout, size.cin, *window, device=DEVICE, requires_grad=backward)
+
+    def run() -> None:
+        if backward:
+            x.grad = w.grad = None
+            y = function(x, w, padding=1)
+            y.backward(torch.ones_like(y))
+        else:
+            with torch.inference_mode():
+                function(x, w, padding=1)
+        _done()
+
+    return run
+
+
+def _augmentation(shape: Sequence[int]) -> Callable[[], None]:
+    ndim, keys = len(shape), ["image", "mask"]
+    turn = float(np.deg2rad(15))
+    augment = transforms.Compose(
+        [
+            *(transforms.RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(ndim)),
+            transforms.RandAffined(
+                keys,
+                prob=1.0,
+                rotate_range=[turn] * (1 if ndim == 2 else 3),
+                scale_range=[(-0.2, 0.25)] * ndim,
+                mode=["bilinear", "nearest"],
+                padding_mode="zeros",
+            ),
+            transforms.RandGaussianNoised("image", prob=1.0, std=0.1),
+            transforms.RandScaleIntensityd("image", factors=0.25, prob=1.0),
+            transforms.RandShiftIntensityd("image", offsets=0.1, prob=1.0),
+            transforms.RandAdjustContrastd("image", prob=1.0, gamma=(0.7, 1.5)),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    examples = [
+        {
+            "image": torch.as_tensor(rng.normal(size=(1, *shape)).astype(np.float32)),
+            "mask": torch.as_tensor(rng.integers(0, sizes.CLASSES, (1, *shape))).float(),
+        }
+        for _ in range(sizes.AUGMENTED)
+    ]
+    return lambda: [augment(dict(example)) for example in examples]  # type: ignore[return-value]
+
+
+def _prepare_nifti() -> Callable[[], None]:
+    image, mask = sizes.write_nifti()
+    keys = ["image", "mask"]
+    prepare = transforms.Compose(
+        [
+            transforms.LoadImaged(keys, ensure_channel_first=True),
+            transforms.Orientationd(keys, axcodes="RAS", labels=None),
+            transforms.Spacingd(keys, pixdim=sizes.NIFTI_TARGET, mode=["bilinear", "nearest"]),
+            transforms.NormalizeIntensityd("image"),
+        ]
+    )
+    return lambda: prepare({"image": str(image), "mask": str(mask)})
+
+
+def _surface_scores() -> Callable[[], None]:
+    def one_hot(mask: np.ndarray) -> Any:
+        return torch.as_tensor(mask[None] == np.arange(sizes.CLASSES).reshape(-1, 1, 1, 1))[None]
+
+    prediction, truth = (one_hot(mask) for mask in sizes.two_masks())
+    thresholds = [1.0] * (sizes.CLASSES - 1)
+
+    def run() -> None:
+        compute_hausdorff_distance(prediction, truth, percentile=95, spacing=sizes.SURFACE_SPACING)
+        compute_surface_dice(prediction, truth, thresholds, spacing=sizes.SURFACE_SPACING)
+
+    return run
+
+
+def _sliding_window() -> Callable[[], None]:
+    size = sizes.WINDOW
+    model = _unet(sizes.UNETS["unet3d"])[0].eval()
+    image = torch.randn(1, 1, *size.shape, device=DEVICE)
+
+    def run() -> None:
+        with torch.inference_mode():
+            sliding_window_inference(
+                image,
+                size.window,
+                size.batch,
+                lambda x: torch.softmax(model(x), 1),
+                overlap=size.overlap,
+                mode="gaussian",
+            )
+        _done()
+
+    return run
+
+
+def _import() -> Callable[[], None]:
+    import subprocess
+
+    words = "import torch, monai.transforms, monai.networks.nets, monai.data"
+    return lambda: subprocess.run([sys.executable, "-c", words], check=True)  # type: ignore
+
+
+CASES: dict[str, Callable[[], Callable[[], None]]] = {
+    "step_resnet18": lambda: _work(_step, _resnet),
+    "forward_resnet18": lambda: _work(_forward, _resnet),
+    "augmentation2d": lambda: _augmentation(sizes.AUGMENTATION_2D),
+    "augmentation3d": lambda: _augmentation(sizes.AUGMENTATION_3D),
+    "prepare_nifti": _prepare_nifti,
+    "surface_scores": _surface_scores,
+    "sliding_window": _sliding_window,
+    "import": _import,
+}
+for _name, _size in sizes.UNETS.items():
+    CASES[f"step_{_name}"] = functools.partial(_work, _step, functools.partial(_unet, _size))
+    CASES[f"forward_{_name}"] = functools.partial(_work, _forward, functools.partial(_unet, _size))
+for _name, _conv in sizes.CONVOLUTIONS.items():
+    CASES[_name] = functools.partial(_convolution, _conv, backward=False)
+    CASES[f"{_name}_backward"] = functools.partial(_convolution, _conv, backward=True)
+
+
+def main(name: str) -> None:
+    """Answer to the other process, beginning with what this is; "-" where there is no such case."""
+    import monai
+
+    if name not in CASES:
+        print("-", flush=True)
+        return
+    torch.manual_seed(0)
+    run = CASES[name]()
+    print(f"torch {torch.__version__}, monai {monai.__version__}", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        run()
+        print(time.perf_counter() - start, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,71 @@
+"""How fast a device can be, and what share of that a program makes use of."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PEAK_TFLOPS = {
+    "H200": 989.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "V100": 125.0,
+    "T4": 65.0,
+    "TPU v6": 918.0,
+    "TPU v5p": 459.0,
+    "TPU v5": 197.0,
+    "TPU v4": 275.0,
+    "TPU v3": 123.0,
+    "TPU v2": 45.0,
+}
+"""Makers' figures, dense products of bfloat16 (float16 before Ampere), by a part of the name."""
+
+_SIDE = 1024
+
+
+@functools.cache
+def peak_flops(device: Any) -> float | None:
+    """Floating-point operations a second that a device can do at best; None where unknown.
+
+    Of accelerators it is the maker's figure for products of 16-bit numbers; a CPU, which comes in
+    too many kinds, is measured: the best of some products of float32 matrices.
+    """
+    if device.platform == "cpu":
+        return _measured(device)
+    known = (value for name, value in PEAK_TFLOPS.items() if name in device.device_kind)
+    return next((1e12 * value for value in known), None)
+
+
+def _measured(device: Any) -> float:
+    with jax.default_device(device):
+        a = jnp.ones((_SIDE, _SIDE), jnp.float32)
+        product = jax.jit(jnp.matmul).lower(a, a).compile()
+        jax.block_until_ready(product(a, a))
+        best = float("inf")
+        for _ in range(5):
+            start = time.perf_counter()
+            jax.block_until_ready(product(a, a))
+            best = min(best, time.perf_counter() - start)
+    return 2 * _SIDE**3 / best
+
+
+def utilization(flops: float, seconds: float, *, device: Any = None, devices: int = 1) -> float:
+    """Model FLOPs utilisation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
+
+    Args:
+        flops: that the model needs, whatever the program really does.
+        seconds: that it took.
+        device: one of those that did it; None is JAX's first.
+        devices: how many they were.
+
+    Returns:
+        The share of what the devices could have done in that time; NaN where that is unknown.
+    """
+    peak = peak_flops(jax.devices()[0] if device is None else device)
+    return flops / (seconds * peak * devices) if peak and seconds > 0 else float("nan")
