@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from jaxmed.build import launch
 from jaxmed.build.config import base_config, config_of_run, flatten, read_run
 from jaxmed.types import UserError
 
@@ -73,6 +74,7 @@ def run(
     debug = "--debug" in sys.argv
     try:
         positional = _parse(required, one_of)
+        launch.start()
         main(positional)
     except UserError as error:
         if debug:

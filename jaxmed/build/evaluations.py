@@ -25,7 +25,8 @@ from jaxmed.evaluation.evaluate import (
 from jaxmed.evaluation.report import write_report
 from jaxmed.preprocessing.fingerprint import digest
 from jaxmed.training.logging import METRICS_FILE, read_log
-from jaxmed.types import Example, Source, UserError, count_of
+from jaxmed.training.processes import gather_rows, is_first, share_of, wait_for_all
+from jaxmed.types import Example, Row, Source, UserError, count_of
 
 PICTURES_A_GROUP = 3
 
@@ -71,8 +72,9 @@ def evaluate_run(
         rows, notes = split[part], notes + found
         check_image(run, source[rows[0]]["image"], source.ids[rows[0]])
     task = run.experiment.task
-    cases = predict_cases(run.predict, task, source, rows, prepare=run.experiment.prepare)
-    scores = score_cases(cases, task)
+    prepare = run.experiment.prepare
+    cases = predict_cases(run.predict, task, source, share_of(rows), prepare=prepare)
+    scores = gather_rows(score_cases(cases, task))
     summary = {
         "metrics": summarize_cases(
             task,
@@ -92,6 +94,24 @@ def evaluate_run(
         "also_in_training": overlap,
         "notes": notes,
     }
+    if is_first():
+        shown = part if is_own else f"{part} of {settings.data.path}"
+        _write_evaluation(workdir, run, source, scores, summary, shown=shown)
+    wait_for_all("evaluation: written")
+    return summary
+
+
+def _write_evaluation(
+    workdir: Path,
+    run: TrainedRun,
+    source: Source,
+    scores: Mapping[int, Row],
+    summary: Mapping[str, Any],
+    *,
+    shown: str,
+) -> None:
+    """Write and print everything that an evaluation gives."""
+    part, task = summary["part"], run.experiment.task
     folder = workdir / "evaluation" / part
     folder.mkdir(parents=True, exist_ok=True)
     _note_replacement(folder / "summary.json", summary)
@@ -102,10 +122,8 @@ def evaluate_run(
     print_table(summary, title=f"{part}: {count_of(len(scores), 'case')}, {best}")
     figures = curves.draw_curves(run.info, scores, folder)
     examples = _draw_examples(run, source, described, folder)
-    shown = part if is_own else f"{part} of {settings.data.path}"
     _write_report(workdir, run, figures, examples, shown=shown)
     print(f"report: {workdir / 'report.html'}")
-    return summary
 
 
 def _note_replacement(path: Path, summary: Mapping[str, Any]) -> None:

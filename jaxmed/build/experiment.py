@@ -68,7 +68,16 @@ class Experiment:
         devices = jax.devices()
         if wanted > len(devices):
             raise UserError(f"sharding.devices is {wanted}; this machine has {len(devices)}")
+        if wanted and jax.process_count() > 1:
+            raise UserError(
+                "sharding.devices is of one process; several use all devices: leave it 0"
+            )
         return make_mesh(devices[: wanted or None])
+
+    @property
+    def local_mesh(self) -> Any:
+        """The devices of this process, which predict its own share of the cases."""
+        return make_mesh(self.mesh.local_devices)
 
     @cached_property
     def model(self) -> Any:
@@ -164,11 +173,12 @@ class Experiment:
         """Predicts whole cases with these weights."""
         config = self.config
         size = config.evaluation.batch_size or config.data.batch_size
-        size = -(-size // self.mesh.size) * self.mesh.size
-        placed = jax.device_put(dict(variables), replicated(self.mesh))
+        mesh = self.local_mesh
+        size = -(-size // mesh.size) * mesh.size
+        placed = jax.device_put(dict(variables), replicated(mesh))
 
         def forward(batch: dict[str, np.ndarray]) -> Any:
-            return self.forward(placed, place_batch(batch, self.mesh))
+            return self.forward(placed, place_batch(batch, mesh))
 
         return Predictor(
             forward,

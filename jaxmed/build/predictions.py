@@ -18,6 +18,7 @@ from jaxmed.data.sources.base import make_example
 from jaxmed.data.sources.findings import some
 from jaxmed.evaluation.pictures import draw_overlay
 from jaxmed.inference.writers import BoxWriter, MaskWriter, ProbabilityWriter
+from jaxmed.training.processes import gather_json, share_of
 from jaxmed.types import DatasetInfo, Example, UserError, count_of
 
 
@@ -58,7 +59,8 @@ def predict_run(
         failures.append(str(error))
 
     def examples() -> Iterator[Example]:
-        for index, (_, path) in enumerate(files):
+        for index in share_of(range(len(files))):
+            path = files[index][1]
             try:
                 image = read_image(path)
                 example = make_example(image.array, index=index, spacing=image.spacing)
@@ -76,7 +78,7 @@ def predict_run(
             name, image = files[index][0], images.pop(index)
             prediction = run.experiment.task.restore(raw, example)
             try:
-                print(f"{name}: {writer.add(name, image, prediction)}")
+                print(f"{name}: {writer.add(index, name, image, prediction)}")
             except UserError as error:
                 failed(error)
                 continue
@@ -85,6 +87,7 @@ def predict_run(
     finally:
         # Whatever goes wrong must not lose what was predicted before it.
         written = writer.close()
+    failures = gather_json(failures)
     print(f"{count_of(len(files) - len(failures), 'image')} -> {written}")
     if failures:
         raise UserError(

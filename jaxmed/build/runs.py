@@ -29,7 +29,6 @@ from jaxmed.build.workdir import (
     has_checkpoints,
     make_folder,
     read_split,
-    refuse_several_processes,
     write_or_compare,
 )
 from jaxmed.data.cache import Cached
@@ -42,6 +41,14 @@ from jaxmed.preprocessing.plan import CPU_FLOPS
 from jaxmed.training.checkpoints import Checkpoints, merge_params, restore_variables
 from jaxmed.training.logging import Logger
 from jaxmed.training.loop import StopSignal, train
+from jaxmed.training.processes import (
+    any_of,
+    gather_rows,
+    is_first,
+    local_copy,
+    share_of,
+    wait_for_all,
+)
 from jaxmed.training.state import TrainState, evaluation_variables
 from jaxmed.training.step import example_keys
 from jaxmed.types import Source, UserError
@@ -62,16 +69,17 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
         UserError: for every mistake in the config, the data or the workdir.
     """
     workdir = Path(workdir)
-    refuse_several_processes()
     check_numbers(config)
     if dry_run:
         check_could_be_made(workdir)
-    else:
+    elif is_first():
         make_folder(workdir)
+    wait_for_all("workdir: made")
     if config.model.init and not has_checkpoints(Path(config.model.init)):
         raise UserError(f"model.init={config.model.init}: no run with a checkpoint; check the path")
     # What an attempt left that never came to a checkpoint binds nobody.
     earlier = read_run(workdir) if not dry_run and has_checkpoints(workdir) else None
+    wait_for_all("workdir: read")  # before the first of several processes writes to it
     if earlier:
         check_same_kind(workdir, earlier, config)
     try:
@@ -100,9 +108,9 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
         return True
     run = describe_run(config, source, split, settings, fingerprint, notes)
     write_or_compare(workdir, run)
-    write_json(
-        workdir / SPLIT_FILE, {part: [source.ids[i] for i in rows] for part, rows in split.items()}
-    )
+    if is_first():
+        ids = {part: [source.ids[i] for i in rows] for part, rows in split.items()}
+        write_json(workdir / SPLIT_FILE, ids)
     finished = _train(experiment, source, split, workdir)
     if finished:
         from jaxmed.build.evaluations import evaluate_run  # the report's libraries are slow
@@ -164,14 +172,15 @@ def _train(
         )
 
         def evaluate(state: TrainState) -> dict[str, float | None]:
+            variables = local_copy(lifted.whole(evaluation_variables(state)))
             cases = predict_cases(
-                experiment.predictor(evaluation_variables(state)),
+                experiment.predictor(variables),
                 experiment.quick_task,
                 source,
-                split["val"],
+                share_of(split["val"]),
                 prepare=experiment.prepare,
             )
-            scores = score_cases(cases, experiment.quick_task)
+            scores = gather_rows(score_cases(cases, experiment.quick_task))
             return plain_scores(experiment.quick_task, scores)
 
         with (
@@ -181,13 +190,14 @@ def _train(
                 steps=config.training.steps,
                 start_step=first,
                 evaluated_step=int(lifted.global_state(state).best["evaluated"]),
+                quiet=not is_first(),
             ) as logger,
         ):
-            if first == 0:
+            if first == 0 and is_first():
                 draw_first_batch(experiment, source, split["train"], workdir / "batch.png")
-            elif first < config.training.steps:
+            elif 0 < first < config.training.steps:
                 logger.say(f"going on from step {first} of {config.training.steps}")
-            else:
+            elif first:
                 logger.say(f"already finished at step {first}; only evaluated once more")
             state = train(
                 state,
@@ -205,6 +215,7 @@ def _train(
                 steps_per_epoch=len(split["train"]) / config.data.batch_size,
                 stop=stop,
             )
+            stop.requested = any_of(stop.requested)  # perhaps since they last agreed
             if stop.requested:
                 step = int(lifted.global_state(state).step)
                 logger.say(
@@ -222,7 +233,7 @@ def _start(experiment: Experiment, checkpoints: Checkpoints, init: str) -> Train
     state = lifted.init(experiment.init_state, jax.random.key(experiment.config.seed))
     if not init:
         return state
-    fresh = jax.device_get(lifted.global_state(state).replace(key=None))
+    fresh = jax.device_get(lifted.whole(lifted.global_state(state).replace(key=None)))
     old, step = restore_variables(Path(init) / "checkpoints")
     params, report = merge_params(fresh.params, old.pop("params"))
     model_state, state_report = merge_params(fresh.model_state, old)

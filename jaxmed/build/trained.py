@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from jaxmed.build.checks import check_fits, check_numbers
 from jaxmed.build.config import config_of_run, flatten, read_run
 from jaxmed.build.experiment import Experiment
-from jaxmed.build.workdir import refuse_several_processes
 from jaxmed.data.sources.base import make_example
 from jaxmed.training.checkpoints import restore_variables
 from jaxmed.types import DatasetInfo, UserError
@@ -67,7 +66,6 @@ def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRu
         config: the run's, perhaps with overrides; None reads it.
     """
     workdir = Path(workdir)
-    refuse_several_processes()
     run = read_run(workdir)
     info = dict(run["data"]["info"])
     info["class_names"] = tuple(info["class_names"])

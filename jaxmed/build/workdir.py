@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 import jaxmed
 from jaxmed.build.config import CONFIG_FILE, differences, flatten, read_run, write_json
 from jaxmed.preprocessing.fingerprint import digest
+from jaxmed.training.processes import is_first
 from jaxmed.types import Source, UserError
 
 SPLIT_FILE = "split.json"
@@ -64,15 +65,6 @@ def check_same_kind(workdir: Path, earlier: Mapping[str, Any], config: ConfigDic
         raise UserError(
             f"{workdir}: holds a run of {old[0]} on {old[1]}, not of {new[0]} on {new[1]}; use "
             "another workdir"
-        )
-
-
-def refuse_several_processes() -> None:
-    """Several hosts would write the same files; until they are told apart, there is one."""
-    if jax.process_count() > 1:
-        raise UserError(
-            f"{jax.process_count()} JAX processes run together; one process, with all the devices "
-            "of its machine, is supported"
         )
 
 
@@ -156,7 +148,8 @@ def write_or_compare(workdir: Path, run: dict[str, Any]) -> None:
     """Write config.json, or refuse to go on with a config or data that change the result."""
     path = workdir / CONFIG_FILE
     if not has_checkpoints(workdir):
-        write_json(path, run)
+        if is_first():
+            write_json(path, run)
         return
     old = read_run(workdir)
     if old["data"]["sha256"] != run["data"]["sha256"]:
@@ -184,4 +177,5 @@ def write_or_compare(workdir: Path, run: dict[str, Any]) -> None:
         raise UserError(
             f"{workdir}: holds a run with another config ({'; '.join(changed)}); {advice}"
         )
-    write_json(path, {**old, "config": run["config"]})
+    if is_first():
+        write_json(path, {**old, "config": run["config"]})

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxmed.data.images import Image, write_mask
+from jaxmed.training.processes import gather_json, is_first
 from jaxmed.types import count_of
 
 
@@ -27,24 +28,27 @@ class ProbabilityWriter:
         self._path = folder / "predictions.csv"
         self._names = class_names
         self._multilabel = multilabel
-        self._rows: list[list[str]] = []
+        self._rows: list[tuple[int, list[str]]] = []
 
-    def add(self, name: str, image: Image, probabilities: np.ndarray) -> str:
-        """Note one file; returns what to say of it."""
+    def add(self, index: int, name: str, image: Image, probabilities: np.ndarray) -> str:
+        """Note one file, the index-th of all; returns what to say of it."""
         if self._multilabel:
             pairs = zip(self._names, probabilities, strict=True)
             prediction = "+".join(n for n, p in pairs if p > 0.5)
         else:
             prediction = self._names[int(probabilities.argmax())]
-        self._rows.append([name, prediction, *(f"{p:.6f}" for p in probabilities)])
+        self._rows.append((index, [name, prediction, *(f"{p:.6f}" for p in probabilities)]))
         return f"{prediction or 'none'} ({probabilities.max():.3f})"
 
     def close(self) -> Path:
-        """Write the file."""
+        """Write the file, of what all processes predicted."""
+        rows = [row for _, row in sorted(gather_json(self._rows))]
+        if not is_first():
+            return self._path
         with self._path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["file", "prediction", *self._names])
-            writer.writerows(self._rows)
+            writer.writerows(rows)
         return self._path
 
 
@@ -65,11 +69,9 @@ class BoxWriter:
         self._names = class_names
         self._threshold = score_threshold
         self._boxes: list[dict[str, Any]] = []
-        self._files = 0
 
-    def add(self, name: str, image: Image, prediction: dict[str, np.ndarray]) -> str:
-        """Note the boxes of one file; returns what to say of it."""
-        self._files += 1
+    def add(self, index: int, name: str, image: Image, prediction: dict[str, np.ndarray]) -> str:
+        """Note the boxes of one file, the index-th of all; returns what to say of it."""
         low, high = np.split(prediction["boxes"], 2, axis=-1)
         order = slice(None, None, -1) if low.shape[-1] == 2 else slice(None)
         corners = np.concatenate([low[:, order], (high - low)[:, order]], axis=-1)
@@ -79,7 +81,7 @@ class BoxWriter:
             self._boxes.append(
                 {
                     "file_name": name,
-                    "image_id": self._files,
+                    "image_id": index + 1,
                     "category_id": int(label) + 1,
                     "category": self._names[int(label)],
                     "bbox": [round(v, 3) for v in box],
@@ -90,8 +92,10 @@ class BoxWriter:
         return f"{count_of(sure, 'object')} scored {self._threshold:g} or more"
 
     def close(self) -> Path:
-        """Write the file."""
-        self._path.write_text(json.dumps(self._boxes, indent=1) + "\n", encoding="utf-8")
+        """Write the file, of what all processes predicted."""
+        boxes = sorted(gather_json(self._boxes), key=lambda box: box["image_id"])
+        if is_first():
+            self._path.write_text(json.dumps(boxes, indent=1) + "\n", encoding="utf-8")
         return self._path
 
 
@@ -103,8 +107,9 @@ class MaskWriter:
         self._names = class_names
         self._instances = instances
 
-    def add(self, name: str, image: Image, mask: np.ndarray) -> str:
+    def add(self, index: int, name: str, image: Image, mask: np.ndarray) -> str:
         """Write the mask of one file; returns what to say of it."""
+        del index
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         # Numbers of instances have no names.

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxmed.training.processes import is_first, wait_for_all
 from jaxmed.training.state import TrainState
 from jaxmed.types import UserError
 
@@ -46,8 +47,10 @@ class Checkpoints:
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory).absolute()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._recover()
+        if is_first():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._recover()
+        wait_for_all("checkpoints: recovered")
         self._policy = _LatestAndBest()
         options = ocp.CheckpointManagerOptions(preservation_policy=self._policy)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -78,7 +81,7 @@ class Checkpoints:
             ) from error
         if not saved:
             raise RuntimeError(f"{self.directory}: orbax left out the checkpoint of step {step}")
-        if replaced is not None and jax.process_index() == 0:
+        if replaced is not None and is_first():
             shutil.rmtree(replaced)
 
     def restore(self, template: TrainState, *, step: int | str | None = None) -> TrainState:
@@ -142,6 +145,7 @@ class Checkpoints:
         """
         replaced = None
         ahead = [number for number in _steps(self.directory) if number >= step]
+        wait_for_all("checkpoints: listed")
         for number in ahead:
             path = self.directory / str(number)
             aside = path.with_name(path.name + (REPLACED if number == step else SUPERSEDED))
@@ -149,10 +153,11 @@ class Checkpoints:
                 replaced = aside
             else:
                 print(f"{path} is ahead of this run at step {step}; kept as {aside.name}")
-            if jax.process_index() == 0:
+            if is_first():
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
         if ahead:
+            wait_for_all("checkpoints: moved")
             self._manager.reload()
         return replaced
 

@@ -19,12 +19,15 @@ import jax
 
 from jaxmed.training.checkpoints import Checkpoints
 from jaxmed.training.logging import Logger
+from jaxmed.training.processes import any_of
 from jaxmed.training.sharding import Lifted
 from jaxmed.training.state import TrainState, best_after
 from jaxmed.types import UserError
 
 STEPS_IN_FLIGHT = 2
 """Steps that may wait for the device; each holds a batch in memory."""
+AGREE_EVERY = 10
+"""Steps after which several processes tell each other of signals."""
 METRICS_KEPT = 100
 """Steps whose metrics may wait to be fetched, where there is no logging."""
 
@@ -117,7 +120,7 @@ def train(
     is_saved = checkpoints is not None and step in checkpoints.steps()
     saved = (step, int(best["evaluated"])) if is_saved else None
     while True:
-        stopping = stop is not None and stop.requested
+        stopping = stop is not None and _is_stopping(stop, step)
         exhausted = 0 < early_stopping <= int(best["bad_evaluations"])
         ending = step >= steps or exhausted or stopping
         improved = False
@@ -149,6 +152,16 @@ def train(
         state, metrics = lifted.step(state, lifted.place_batch(batch))
         step += 1
         run.stepped(step, metrics, is_last=step >= steps)
+
+
+def _is_stopping(stop: StopSignal, step: int) -> bool:
+    """Whether to stop before this step; several processes agree on it, now and then."""
+    if jax.process_count() == 1:
+        return stop.requested
+    if step % AGREE_EVERY:
+        return False
+    stop.requested = any_of(stop.requested)
+    return stop.requested
 
 
 def _divides(every: int, step: int) -> bool:
@@ -186,7 +199,7 @@ class _Run:
             raise ValueError("batches ended before training did; it needs endless ones") from None
         except Exception:
             # The signal also reaches worker processes, whose end must not keep us from saving.
-            if stop is not None and stop.requested:
+            if stop is not None and stop.requested and jax.process_count() == 1:
                 return None
             raise
         self._waited += time.monotonic() - start

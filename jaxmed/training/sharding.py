@@ -67,7 +67,8 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> Batch:
     Raises:
         UserError: where the devices cannot share the batch equally.
     """
-    check_batch_size(next(iter(batch.values())).shape[0] * jax.process_count(), mesh)
+    processes = len({device.process_index for device in mesh.devices.flat})
+    check_batch_size(next(iter(batch.values())).shape[0] * processes, mesh)
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     return {
         name: jax.make_array_from_process_local_data(sharding, np.asarray(x))
@@ -137,6 +138,13 @@ class Lifted:
         if self.mode == "jit":
             return state
         return self._unstack(state)
+
+    def whole(self, tree: Any) -> Any:
+        """Arrays of a global state, gathered where they are split over devices."""
+        leaves = jax.tree.leaves(tree)
+        if all(getattr(x, "is_fully_replicated", True) for x in leaves):
+            return tree
+        return jax.jit(lambda x: x, out_shardings=replicated(self.mesh))(tree)
 
     def with_best(self, state: TrainState, best: Mapping[str, Any]) -> TrainState:
         """A placed state with other values in `best`."""

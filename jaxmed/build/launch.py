@@ -1,0 +1,110 @@
+"""Start as one of several processes: flags, clusters, and a parent that speaks if JAX aborts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from absl import flags
+
+from jaxmed.types import UserError
+
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0, where several processes train together."
+)
+PROCESSES = flags.DEFINE_integer("processes", 0, "How many processes, with --coordinator.")
+PROCESS = flags.DEFINE_integer("process", -1, "Number of this process, with --coordinator.")
+
+_CHILD = "JAXMED_CHILD"
+LOST = 75
+"""Exit code where another process was lost: try again (EX_TEMPFAIL)."""
+
+
+def start() -> None:
+    """Join the other processes, where there are any.
+
+    Where there are, this process becomes the parent of one that does the work: when a peer is lost
+    JAX ends a program at once, without an exception, and someone must say what happened.
+
+    Raises:
+        UserError: where the flags do not fit, or the others cannot be joined.
+    """
+    check(COORDINATOR.value, processes=PROCESSES.value, process=PROCESS.value)
+    if not (COORDINATOR.value or in_cluster()):
+        return
+    if _CHILD not in os.environ:
+        sys.exit(_supervise())
+    from jaxmed.training import processes
+
+    try:
+        processes.connect(
+            coordinator=COORDINATOR.value, processes=PROCESSES.value, process=PROCESS.value
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"cannot join the other processes ({str(error).splitlines()[0]}); check --coordinator, "
+            "and that all of them are started"
+        ) from error
+    if not processes.is_first():
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # the first one speaks for all
+
+
+def check(coordinator: str, *, processes: int, process: int) -> None:
+    """Raise a UserError where the flags do not fit each other."""
+    if not coordinator:
+        if processes or process >= 0:
+            raise UserError("--processes and --process need --coordinator=HOST:PORT of process 0")
+        return
+    if not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator:
+        raise UserError(f"--coordinator={coordinator}: expected HOST:PORT, the same for all")
+    if not 0 <= process < processes:
+        raise UserError(
+            f"--process={process} of --processes={processes}: expected 0 to one less than their "
+            "number"
+        )
+
+
+def in_cluster() -> bool:
+    """Whether a cluster's launcher started this as one of several processes."""
+    environment = os.environ
+
+    def number(name: str) -> int:
+        text = environment.get(name, "")
+        return int(text) if text.isdigit() else 0
+
+    slurm = (
+        "SLURM_PROCID" in environment
+        and (number("SLURM_STEP_NUM_TASKS") or number("SLURM_NTASKS")) > 1
+    )
+    mpi = number("OMPI_COMM_WORLD_SIZE") > 1
+    pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    kubernetes = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
+    return slurm or mpi or pod or kubernetes
+
+
+def _supervise() -> int:
+    """Do the work in a child, hand signals on to it, and say so where it was aborted."""
+    child = subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, _CHILD: "1"})
+
+    def hand_on(number: int, frame: Any) -> None:
+        del frame
+        child.send_signal(number)
+
+    # A terminal sends Ctrl-C to the child as well, whose second one would end it at once.
+    signal.signal(signal.SIGINT, signal.SIG_IGN if sys.stdin.isatty() else hand_on)
+    signal.signal(signal.SIGTERM, hand_on)
+    code = child.wait()
+    if code < 0:
+        name = signal.Signals(-code).name
+        print(
+            f"error: this process was ended by {name}, as when another process of the run is lost "
+            "or the machine runs out of memory (its last words are above); the same command goes "
+            "on from the last checkpoint, with as many processes or with fewer",
+            file=sys.stderr,
+        )
+        return LOST
+    return code

@@ -1,0 +1,192 @@
+"""Several processes work as one: train, evaluate, predict, lose one, go on with fewer."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmed.build import launch
+from jaxmed.data.sources.phantom_files import write_phantoms
+from jaxmed.training.checkpoints import restore_variables
+from jaxmed.types import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = (
+    "--config.data.count=40",
+    "--config.data.batch_size=4",
+    "--config.training.steps=8",
+    "--config.training.evaluate_every=4",
+    "--config.training.log_every=1",
+    "--config.evaluation.resamples=20",
+)
+DETECTOR = ("--config.model.width=4", "--config.model.head_features=8")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(script, *arguments, count, folder):
+    """So many processes of a script, their outputs in files; one has no need of the others."""
+    port = free_port()
+    started = []
+    for number in range(count):
+        joined = (f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--process={number}")
+        with (folder / f"output{number}.txt").open("w") as output:
+            started.append(
+                subprocess.Popen(
+                    [
+                        *(sys.executable, str(ROOT / "experiments" / script), *arguments),
+                        *(joined if count > 1 else ()),
+                    ],
+                    cwd=ROOT,
+                    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    return started
+
+
+def run(script, *arguments, count, folder):
+    codes = [process.wait(300) for process in start(script, *arguments, count=count, folder=folder)]
+    text = (folder / "output0.txt").read_text()
+    assert codes == [0] * count, text
+    return text
+
+
+def children(process):
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(number) for number in listed.split()]
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path):
+    config = ("--config=configs/detect_phantoms.py:cells", *SETTINGS, *DETECTOR)
+    for count in (1, 2):
+        workdir = f"--workdir={tmp_path}/run{count}"
+        told = run("train.py", *config, workdir, count=count, folder=tmp_path)
+        assert "step 8/8" in told
+        run("evaluate.py", workdir, "--split=test", count=count, folder=tmp_path)
+    one, two = (restore_variables(tmp_path / f"run{n}/checkpoints", step=8)[0] for n in (1, 2))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one, two)
+    for part in ("val", "test"):
+        scores = [
+            json.loads((tmp_path / f"run{n}/evaluation/{part}/summary.json").read_text())
+            for n in (1, 2)
+        ]
+        assert scores[0]["cases"] == scores[1]["cases"]
+        for name, entry in scores[0]["metrics"].items():
+            other = scores[1]["metrics"][name]
+            assert entry["n"] == other["n"]
+            if entry["value"] is not None:
+                assert entry["value"] == pytest.approx(other["value"], abs=0.02)
+    write_phantoms(tmp_path / "new", layout="class_folders", count=5, size=64)
+    predicted = []
+    for count in (1, 2):
+        flags = (f"--workdir={tmp_path}/run1", f"--output={tmp_path}/out{count}")
+        run("predict.py", *flags, f"{tmp_path}/new", count=count, folder=tmp_path)
+        predicted.append(json.loads((tmp_path / f"out{count}/detections.json").read_text()))
+    assert predicted[0] and predicted[0] == predicted[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_a_lost_process_ends_the_others_and_fewer_go_on(tmp_path):
+    config = ("--config=configs/detect_phantoms.py:cells", *SETTINGS, *DETECTOR)
+    config += ("--config.training.steps=5000", "--config.training.checkpoint_every=4")
+    config += ("--config.training.evaluate_every=0", f"--workdir={tmp_path}/run")
+    first, second = start("train.py", *config, count=2, folder=tmp_path)
+    try:
+        for _ in range(1200):
+            if (tmp_path / "run/checkpoints/8").exists():
+                break
+            assert first.poll() is None, (tmp_path / "output0.txt").read_text()
+            time.sleep(0.1)
+        for pid in (second.pid, *children(second)):
+            os.kill(pid, signal.SIGKILL)
+        assert first.wait(60) == launch.LOST
+        assert "goes on from the last checkpoint" in (tmp_path / "output0.txt").read_text()
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.wait(10)
+    steps = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdigit()]
+    [alone] = start("train.py", *config, count=1, folder=tmp_path)
+    try:
+        for _ in range(1200):
+            told = (tmp_path / "output0.txt").read_text()
+            if f"step {max(steps) + 2}/" in told:
+                break
+            assert alone.poll() is None, told
+            time.sleep(0.1)
+        assert f"going on from step {max(steps)} " in told
+    finally:
+        alone.send_signal(signal.SIGTERM)
+        assert alone.wait(60) == 130
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both(tmp_path):
+    config = ("--config=configs/detect_phantoms.py:cells", *SETTINGS, *DETECTOR)
+    config += ("--config.training.steps=5000", f"--workdir={tmp_path}/run")
+    config += ("--config.training.evaluate_every=0",)
+    both = start("train.py", *config, count=2, folder=tmp_path)
+    for _ in range(1200):
+        told = (tmp_path / "output0.txt").read_text()
+        if "step 3/" in told:
+            break
+        assert both[0].poll() is None, told
+        time.sleep(0.1)
+    both[1].send_signal(signal.SIGTERM)
+    assert [process.wait(60) for process in both] == [130, 130]
+    assert "stopped and saved at step" in (tmp_path / "output0.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, False),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, True),
+        # An interactive step of one task, in an allocation of four.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"KUBERNETES_SERVICE_HOST": "a"}, False),
+        ({"KUBERNETES_SERVICE_HOST": "a", "JOB_COMPLETION_INDEX": "0"}, True),
+    ],
+)
+def test_clusters_are_recognised(monkeypatch, environment, expected):
+    known = ("SLURM", "OMPI", "TPU_WORKER", "KUBERNETES", "JOB_")
+    for name in [n for n in os.environ if n.startswith(known)]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert launch.in_cluster() == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"processes": 2, "process": 0}, "need --coordinator"),
+        ({"coordinator": "a:1", "processes": 2, "process": 2}, "expected 0 to one less"),
+        ({"coordinator": "a:1"}, "expected 0 to one less"),
+        ({"coordinator": "a", "processes": 2, "process": 0}, "HOST:PORT"),
+    ],
+)
+def test_mistyped_processes(given, expected):
+    with pytest.raises(UserError, match=expected):
+        launch.check(**{"coordinator": "", "processes": 0, "process": -1, **given})
