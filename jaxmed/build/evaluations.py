@@ -11,7 +11,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build import pieces
-from jaxmed.build.config import differences, flatten, write_json
+from jaxmed.build.checks import useless_keys
+from jaxmed.build.config import config_of_run, differences, flatten, write_json
 from jaxmed.build.trained import TrainedRun, check_image, load_run
 from jaxmed.build.workdir import read_split, read_split_ids
 from jaxmed.data.sources.findings import some
@@ -29,6 +30,7 @@ from jaxmed.training.processes import gather_rows, is_first, share_of, wait_for_
 from jaxmed.types import Example, Row, Source, UserError, count_of
 
 PICTURES_A_GROUP = 3
+FEW_CASES = 20
 
 
 def evaluate_run(
@@ -118,7 +120,7 @@ def _write_evaluation(
     write_json(folder / "summary.json", summary)
     described = {row: task.describe(score) for row, score in scores.items()}
     write_cases(folder / "cases.csv", source.ids, described)
-    best = f"best checkpoint (step {run.step})"
+    best = f"checkpoint with the best {task.main_score} (step {run.step})"
     print_table(summary, title=f"{part}: {count_of(len(scores), 'case')}, {best}")
     figures = curves.draw_curves(run.info, scores, folder)
     examples = _draw_examples(run, source, described, folder)
@@ -194,6 +196,8 @@ def print_table(summary: Mapping[str, Any], *, title: str) -> None:
         interval = "-" if entry["low"] is None else f"{entry['low']:.3f} to {entry['high']:.3f}"
         table.add_row(name, f"{entry['value']:.3f}", interval, str(entry["n"]))
     Console().print(table)
+    if summary["cases"] < FEW_CASES:
+        print(f"note: of {count_of(summary['cases'], 'case')} even intervals say little")
 
 
 def choose_cases(described: Mapping[int, Mapping[str, Any]]) -> dict[str, list[int]]:
@@ -271,18 +275,24 @@ def _write_report(
     *,
     shown: str,
 ) -> None:
+    useless = useless_keys(config_of_run(run.run))
     history = []
     log = workdir / METRICS_FILE
     if log.is_file():
         history = read_log(log)
     summaries = {
         path.parent.name: json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(workdir.glob("evaluation/*/summary.json"))
+        # Its own parts first: other data may have been trained on.
+        for path in sorted(
+            workdir.glob("evaluation/*/summary.json"),
+            key=lambda path: ("train val test".find(path.parent.name), path),
+            reverse=True,
+        )
     }
     write_report(
         workdir / "report.html",
         title=f"{run.info.name}: {run.info.task}",
-        config=flatten(run.run["config"]),
+        config={k: v for k, v in flatten(run.run["config"]).items() if k not in useless},
         history=history,
         summaries=summaries,
         cases=examples,

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxmed.build.trained import TrainedRun, check_image, load_run
 from jaxmed.build.workdir import make_folder
+from jaxmed.data.formats.dicom_seg import check_available
 from jaxmed.data.images import Image, image_stem, list_images, read_image
 from jaxmed.data.sources.base import make_example
 from jaxmed.data.sources.findings import some
@@ -65,6 +66,8 @@ def predict_run(
                 image = read_image(path)
                 example = make_example(image.array, index=index, spacing=image.spacing)
                 _check(path, example, run)
+                if run.info.task == "segmentation" and image.kind == "dicom":
+                    check_available(path)  # before the work
                 prepared = run.experiment.prepare(example)
             except UserError as error:
                 failed(error)

@@ -29,6 +29,7 @@ from jaxmed.build.workdir import (
     has_checkpoints,
     make_folder,
     read_split,
+    read_split_ids,
     write_or_compare,
 )
 from jaxmed.data.cache import Cached
@@ -93,6 +94,8 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
     if split is None:
         split, found = pieces.look_through_data(config, source, _make_split(config, source))
         notes += found
+    if config.model.init:
+        notes += _note_leak(config.model.init, source, split)
     by = "image" if source.patients is None else "patient"
     sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.items())
     print(f"split: {sizes} (cut by {by} where no part is given)")
@@ -117,6 +120,21 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
 
         evaluate_run(workdir, part="val", source=source)
     return finished
+
+
+def _note_leak(init: str, source: Source, split: Mapping[str, Sequence[int]]) -> list[str]:
+    """Say how many cases of the other parts the run that this one starts from was trained on."""
+    trained = set(read_split_ids(Path(init))["train"])
+    notes = []
+    for part, rows in split.items():
+        known = sum(source.ids[row] in trained for row in rows)
+        if known and part != "train":
+            notes.append(
+                f"{known} of {len(rows)} cases of {part} have ids that {init} was trained on, "
+                "whose weights are the start: scores come out too good for these"
+            )
+            print(f"split: {notes[-1]}")
+    return notes
 
 
 def _changed_keys(config: ConfigDict) -> set[str]:

@@ -53,7 +53,8 @@ def duplicate_notes(digests: Mapping[int, str], split: Mapping[str, Sequence[int
     for part in split:
         extra = sum(counts[part] - 1 for counts in places.values() if counts.get(part, 0) > 1)
         if extra:
-            notes.append(f"{count_of(extra, 'image')} of {part} repeat others of it")
+            repeat = "repeats another" if extra == 1 else "repeat others"
+            notes.append(f"{count_of(extra, 'image')} of {part} {repeat} of it")
     parts = list(split)
     for i, one in enumerate(parts):
         for other in parts[i + 1 :]:

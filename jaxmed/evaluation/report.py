@@ -151,10 +151,11 @@ def _summary(split: str, summary: Mapping[str, Any]) -> str:
         if key != "metrics" and not isinstance(value, (dict, list))
     ]
     more = f'\n<p class="dim">{" · ".join(rest)}</p>' if rest else ""
+    warning = ""
     if summary.get("also_in_training"):
         told = count_of(summary["also_in_training"], "case")
-        more += f"\n<p><strong>Of these, {told} were trained on.</strong></p>"
-    return f"<h2>Scores: {_text(split)}</h2>\n{_table(head, rows, numbers=3)}{more}"
+        warning = f"<p><strong>Of these, {told} were trained on.</strong></p>\n"
+    return f"<h2>Scores: {_text(split)}</h2>\n{warning}{_table(head, rows, numbers=3)}{more}"
 
 
 def _clipped(value: Any) -> str:

@@ -45,11 +45,17 @@ class ProbabilityWriter:
         rows = [row for _, row in sorted(gather_json(self._rows))]
         if not is_first():
             return self._path
+        _note_replaced(self._path)
         with self._path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["file", "prediction", *self._names])
             writer.writerows(rows)
         return self._path
+
+
+def _note_replaced(path: Path) -> None:
+    if path.exists():
+        print(f"note: {path} of an earlier prediction is replaced")
 
 
 class BoxWriter:
@@ -95,6 +101,7 @@ class BoxWriter:
         """Write the file, of what all processes predicted."""
         boxes = sorted(gather_json(self._boxes), key=lambda box: box["image_id"])
         if is_first():
+            _note_replaced(self._path)
             self._path.write_text(json.dumps(boxes, indent=1) + "\n", encoding="utf-8")
         return self._path
 

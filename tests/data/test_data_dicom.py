@@ -180,7 +180,7 @@ def test_dicom_seg_without_highdicom_tells_what_to_install(tmp_path, monkeypatch
     monkeypatch.setitem(__import__("sys").modules, "highdicom", None)
     path = save_dicom(tmp_path / "a.dcm", np.zeros((4, 6), np.int16))
     image = read_image(path)
-    with pytest.raises(UserError, match=r"jaxmed\[dicom-seg\]"):
+    with pytest.raises(UserError, match=r"EXTRAS=dicom-seg"):
         write_mask(tmp_path / "m", image.array[..., 0], image)
 
 

@@ -72,7 +72,7 @@ def test_many_problems_make_one_line_and_all_are_kept():
     copy = pickle.loads(pickle.dumps(caught.value))  # worker processes send it so
     assert copy.problems == caught.value.problems and str(copy) == str(caught.value)
     findings.finish(policy="drop")
-    assert "Left out: 50 invalid annotations" in findings.notes[0]
+    assert "Left out because of 50 problems" in findings.notes[0]
     with pytest.raises(UserError, match="'error' or 'drop'"):
         findings.finish(policy="ignore")
 

@@ -80,7 +80,7 @@ def test_voc_invalid_annotations_are_all_listed_or_dropped(tmp_path):
     assert "d has no annotation" in problems and "e has no image" in problems
     assert "data.invalid=drop" in str(caught.value)
     source = PascalVOC(tmp_path, invalid="drop")
-    assert list(source.ids) == ["a", "b"] and "7 invalid annotations" in source.notes[-1]
+    assert list(source.ids) == ["a", "b"] and "7 problems" in source.notes[-1]
     assert [len(source[row]["boxes"]) for row in range(2)] == [1, 1]
     with pytest.raises(DataError, match="unknown class 'cell'"):
         PascalVOC(tmp_path, class_names=["blob"])

@@ -148,7 +148,7 @@ def test_all_that_does_not_pair_is_listed_or_dropped(tmp_path):
     assert "mask masks/lonely.png has no image" in problems
     assert "images/small.png has shape (6, 8), its mask masks/small.png (5, 8)" in problems
     source = ImageMaskPairs(tmp_path, invalid="drop")
-    assert list(source.ids) == ["good"] and "3 invalid annotations" in source.notes[0]
+    assert list(source.ids) == ["good"] and "3 problems" in source.notes[0]
 
 
 @pytest.mark.parametrize("order", ["{part}/{what}", "{what}/{part}"])

@@ -1,7 +1,8 @@
-"""Write DICOM segmentation objects through highdicom, an extra: `pip install jaxmed[dicom-seg]`."""
+"""Write DICOM segmentation objects through highdicom, an extra of the package: dicom-seg."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,15 @@ _MAY_BE_EMPTY = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
+
+
+def check_available(path: Path) -> None:
+    """Raise a UserError, naming the image, where highdicom is not installed."""
+    if importlib.util.find_spec("highdicom") is None:
+        raise UserError(
+            f"{path}: its mask would be a DICOM SEG, which needs highdicom: make setup "
+            "EXTRAS=dicom-seg, or convert the image to NIfTI"
+        )
 
 
 def _descriptions(highdicom: Any, count: int, names: Sequence[str]) -> list[Any]:
@@ -69,12 +79,9 @@ def write(
     Raises:
         UserError: highdicom is not installed, or the images lack what a SEG must refer to.
     """
-    try:
-        import highdicom
-    except ImportError:
-        raise UserError(
-            f"{path}: writing DICOM SEG needs highdicom; install jaxmed[dicom-seg]"
-        ) from None
+    check_available(path)
+    import highdicom
+
     with common.reading(files[0], private=True, verb="used for a DICOM SEG"):
         sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
         for source in sources:

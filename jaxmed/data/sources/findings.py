@@ -66,8 +66,8 @@ class Findings:
             raise _data_error(self.where, self.invalid, advice)
         if self.invalid:
             shown = "; ".join(self.invalid[:SHOWN_PROBLEMS]) + _rest(self.invalid)
-            invalid = count_of(len(self.invalid), "invalid annotation")
-            self.notes.append(f"Left out: {invalid}: {shown}")
+            problems = count_of(len(self.invalid), "problem")
+            self.notes.append(f"Left out because of {problems}: {shown}")
             self.invalid = []  # told; a later call is of what was found since
 
 

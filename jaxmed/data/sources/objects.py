@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from jaxmed.data.sources.base import Case, first_shape
 from jaxmed.data.sources.findings import Findings, some
 from jaxmed.types import DatasetInfo, UserError, count_of
 
+RARE = 5  # objects of a class; fewer may be a slip of the pen
 TOLERANCE = 1.0  # pixels: tools that count from 0 instead of 1, or round, miss the border by this
 
 
@@ -99,6 +100,10 @@ def choose_classes(
 ) -> tuple[str, ...]:
     """The class names, as given or as found; objects of no known class are invalid."""
     names = tuple(given) if given is not None else tuple(found)
+    counts = Counter(thing.name for thing in objects)
+    rare = [n for n in names if 0 < counts[n] < RARE and counts[n] < 0.05 * len(objects)]
+    if rare and given is None:
+        findings.notes.append(f"Fewer than {RARE} objects are of {some(rare)}: is a name misspelt?")
     unknown: dict[str, list[str]] = defaultdict(list)
     for thing in objects:
         if thing.name not in names:
