@@ -51,8 +51,9 @@ def use_onednn(enabled: bool = True, *, bfloat16: bool = False) -> Iterator[None
 
     Args:
         enabled: oneDNN where it can do the work; else XLA's convolution.
-        bfloat16: round operands to bfloat16 inside products (sums stay float32), as TPUs do and,
-            with TF32, GPUs: up to twice as fast where the CPU has AMX or AVX512-BF16.
+        bfloat16: round operands to bfloat16 (sums and results stay float32), as TPUs do and, with
+            TF32, GPUs: nearly twice as fast where the CPU has AVX512-BF16 or AMX; nothing changes
+            where it has neither.
     """
     tokens = _enabled.set(enabled), _bfloat16.set(bfloat16)
     try:

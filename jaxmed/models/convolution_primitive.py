@@ -249,9 +249,14 @@ def _choose(context, shapes, kind, geometry) -> Callable[..., jax.Array]:
     # An exported program must run where there is no oneDNN.
     if getattr(getattr(module, "lowering_parameters", None), "for_export", True):
         return _xla_product
-    problem = _problem(*shapes, kind=kind, geometry=geometry)
-    if not onednn_call.is_ready() or not onednn.supports(problem):
+    if not onednn_call.is_ready():
         return _xla_product
+    if not onednn.supports(_problem(*shapes, kind=kind, geometry=geometry)):
+        if not geometry.bfloat16:
+            return _xla_product
+        wide = dataclasses.replace(geometry, bfloat16=False)
+        product = _choose(context, shapes, kind, wide)
+        return lambda a, b, *, geometry, **rest: product(a, b, geometry=wide, **rest)
     axes = module.axis_context
     if isinstance(axes, mlir.SPMDAxisContext):  # shard_map and pmap: shapes are one device's
         manual = set(axes.manual_axes) == set(axes.mesh.axis_names)

@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmed.models.onednn_library import (
+    BFLOAT16,
     DISTRIBUTION,
+    FLOAT32,
     LIBRARY,
     Library,
     OneDNNError,
@@ -46,7 +48,7 @@ class Problem(NamedTuple):
         y: shape of the output, (batch, *spatial, cout).
         strides: one a spatial axis.
         padding: (low, high) of each spatial axis.
-        bfloat16: products of operands rounded to bfloat16, with float32 sums.
+        bfloat16: both operands are of that type; sums and the result are float32.
     """
 
     kind: str
@@ -72,7 +74,7 @@ def in_order(kind: str, a: Any, b: Any, out: Any) -> tuple[Any, Any, Any]:
 
 # Constants of oneDNN 3 (dnnl_types.h).
 _TRAINING, _DIRECT = 64, 1
-_USER_SCRATCHPAD, _FPMATH_BFLOAT16 = 1, 1
+_USER_SCRATCHPAD = 1
 _QUERY_IMPLEMENTATION, _QUERY_WEIGHTS, _QUERY_DIFF_WEIGHTS, _QUERY_SCRATCHPAD = 8, 131, 132, 136
 _FROM, _TO, _SRC, _DST, _WEIGHTS = 1, 17, 1, 17, 33
 _SCRATCHPAD, _DIFF_SRC, _DIFF_DST, _DIFF_WEIGHTS = 80, 129, 145, 161
@@ -104,13 +106,18 @@ class Operation:
         found, problem = self.library, self.problem
         rank = len(problem.x)
         images, kernels = (0, rank - 1, *range(1, rank - 1)), (rank - 1, rank - 2, *range(rank - 2))
-        self.x, self.y = found.layout(problem.x, images), found.layout(problem.y, images)
-        self.w = found.layout(problem.w, kernels)
+        operand = BFLOAT16 if problem.bfloat16 else FLOAT32
+        result = FLOAT32
+        of_x, of_w, of_y = in_order(problem.kind, operand, operand, result)
+        self.x = found.layout(problem.x, images, of_x)
+        self.y = found.layout(problem.y, images, of_y)
+        self.w = found.layout(problem.w, kernels, of_w)
         self.attributes = found.create("dnnl_primitive_attr_create")
         found.call("dnnl_primitive_attr_set_scratchpad_mode", self.attributes, _USER_SCRATCHPAD)
-        if problem.bfloat16:
-            found.call("dnnl_primitive_attr_set_fpmath_mode", self.attributes, _FPMATH_BFLOAT16)
-        self.description = self._describe(found.free_layout(problem.w, kernels))
+        # Of a gradient oneDNN wants to see the forward product, all of the operands' type.
+        hint = [found.layout(shape, images, operand) for shape in (problem.x, problem.y)]
+        free = [found.free_layout(problem.w, kernels, dtype) for dtype in (of_w, operand)]
+        self.description = self._describe(free[0], (hint[0], free[1], hint[1]))
         query = _QUERY_DIFF_WEIGHTS if problem.kind == "kernel" else _QUERY_WEIGHTS
         self.inner = found.query(self.description, query)
         ends = (self.inner, self.w) if problem.kind == "kernel" else (self.w, self.inner)
@@ -125,17 +132,19 @@ class Operation:
         ]
         self.scratch_bytes = self.inner_bytes + max(map(found.size, self.scratchpads)) + _ALIGNMENT
 
-    def _describe(self, w: _Pointer) -> _Pointer:
+    def _describe(self, w: _Pointer, hint: tuple[_Pointer, _Pointer, _Pointer]) -> _Pointer:
         library, problem = self.library, self.problem
         low, high = zip(*problem.padding, strict=True)
         no_dilation = [0] * len(low)
         window = [int64s(values) for values in (problem.strides, no_dilation, low, high)]
         create, engine = library.create, library.engine
+        is_forward = problem.kind == "forward"
+        x, kernel, y = (self.x, w, self.y) if is_forward else hint
         forward = create(
             "dnnl_convolution_forward_primitive_desc_create",
-            *(engine, _TRAINING, _DIRECT, self.x, w, None, self.y, *window, self.attributes),
+            *(engine, _TRAINING, _DIRECT, x, kernel, None, y, *window, self.attributes),
         )
-        if problem.kind == "forward":
+        if is_forward:
             return forward
         hints = (*window, forward, self.attributes)
         if problem.kind == "input":
@@ -226,6 +235,9 @@ def supports(problem: Problem) -> bool:
     if 0 in (*problem.x, *problem.w, *problem.y):
         return False
     try:
-        return not operation(problem).implementation.startswith("ref")
+        name = operation(problem).implementation
     except OneDNNError:
         return False
+    # Without instructions for bfloat16 it would be emulated.
+    is_emulated = problem.bfloat16 and "bf16" not in name and "amx" not in name
+    return not name.startswith("ref") and not is_emulated

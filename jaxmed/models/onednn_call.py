@@ -16,6 +16,7 @@ import threading
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmed.models import onednn
@@ -82,7 +83,7 @@ class _MetadataExtension(ctypes.Structure):
 
 
 _MAJOR, _METADATA, _EXECUTE, _INTERNAL_ERROR = 0, 1, 3, 13
-_IS_BUFFER, _IS_ARRAY, _IS_FLOAT32, _IS_INT64 = 1, 1, 11, 5
+_IS_BUFFER, _IS_ARRAY, _IS_FLOAT32, _IS_BFLOAT16, _IS_INT64 = 1, 1, 11, 16, 5
 _METADATA_BYTES = 36  # without the padding that ctypes counts
 
 
@@ -133,9 +134,11 @@ def _run(frame: Any) -> None:
     _expect("the type of the attribute", array.dtype, _IS_INT64)
     a, b = (_read_buffer(frame.operands, index) for index in range(2))
     out, scratch = (_read_buffer(frame.results, index) for index in range(2))
-    for _, _, dtype in (a, b, out):
-        _expect("the type of an operand", dtype, _IS_FLOAT32)
     problem = _decode(array.data[: array.count], a[1], b[1], out[1])
+    for _, _, dtype in (a, b):
+        expected = _IS_BFLOAT16 if problem.bfloat16 else _IS_FLOAT32
+        _expect("the type of an operand", dtype, expected)
+    _expect("the type of the result", out[2], _IS_FLOAT32)
     operation = onednn.operation(problem)
     address, (room,), _ = scratch
     if room < operation.scratch_bytes:
@@ -183,6 +186,9 @@ def call(problem: Problem, a: jax.Array, b: jax.Array) -> jax.Array:
     scratch = onednn.operation(problem).scratch_bytes
     shape = onednn.result_shape(problem)
     results = jax.ShapeDtypeStruct(shape, np.float32), jax.ShapeDtypeStruct((scratch,), np.uint8)
+    if problem.bfloat16:
+        # Here, so that XLA joins the rounding to whatever computes the operands.
+        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
     return jax.ffi.ffi_call(TARGET, results)(a, b, geometry=_encode(problem))[0]
 
 

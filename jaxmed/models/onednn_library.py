@@ -22,7 +22,8 @@ Shape = tuple[int, ...]
 _Pointer = ctypes.c_void_p
 
 # Constants of oneDNN 3 (dnnl_types.h).
-_CPU, _FLOAT32, _ANY_LAYOUT = 1, 3, 1
+_CPU, _ANY_LAYOUT = 1, 1
+BFLOAT16, FLOAT32 = 2, 3
 _STATUS = {1: "out of memory", 2: "invalid arguments", 3: "unimplemented"}
 
 
@@ -98,21 +99,19 @@ class Library:
         """Bytes of a layout."""
         return self.functions.dnnl_memory_desc_get_size(memory)
 
-    def layout(self, shape: Shape, order: Sequence[int]) -> _Pointer:
+    def layout(self, shape: Shape, order: Sequence[int], dtype: int) -> _Pointer:
         """Describe a row-major array whose axes oneDNN wants to see in another order."""
         strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
         return self.create(
             "dnnl_memory_desc_create_with_strides",
-            *(len(shape), int64s([shape[axis] for axis in order]), _FLOAT32),
+            *(len(shape), int64s([shape[axis] for axis in order]), dtype),
             int64s([strides[axis] for axis in order]),
         )
 
-    def free_layout(self, shape: Shape, order: Sequence[int]) -> _Pointer:
+    def free_layout(self, shape: Shape, order: Sequence[int], dtype: int) -> _Pointer:
         """Describe an array whose layout is oneDNN's choice."""
         dims = int64s([shape[axis] for axis in order])
-        return self.create(
-            "dnnl_memory_desc_create_with_tag", len(shape), dims, _FLOAT32, _ANY_LAYOUT
-        )
+        return self.create("dnnl_memory_desc_create_with_tag", len(shape), dims, dtype, _ANY_LAYOUT)
 
 
 def _find_library() -> Path | None:

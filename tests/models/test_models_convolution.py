@@ -279,6 +279,41 @@ def test_bfloat16_products_are_close():
     np.testing.assert_allclose(half, full, atol=0.05 * float(jnp.abs(full).max()))
 
 
+@pytest.mark.parametrize("strides", [1, 2])
+def test_bfloat16_rounds_operands_and_nothing_else(strides):
+    x, kernel = normal(0, 2, 16, 16, 16), normal(1, 3, 3, 16, 32)
+    cotangent = normal(2, 2, 16 // strides, 16 // strides, 32)
+
+    def products(x, kernel, cotangent):
+        y, pullback = jax.vjp(lambda x, k: convolution(x, k, strides=strides), x, kernel)
+        return y, *pullback(cotangent)
+
+    def compiled():  # a function of its own, since jit keeps what it traced before
+        return jax.jit(lambda *arrays: products(*arrays))
+
+    with use_onednn(bfloat16=True):
+        half = compiled()
+        is_rounded = "bf16" in half.lower(x, kernel, cotangent).as_text()
+        found = half(x, kernel, cotangent)
+    if is_rounded:  # nothing is where the CPU has no instructions for it
+        x, kernel, cotangent = (
+            v.astype(jnp.bfloat16).astype(jnp.float32) for v in (x, kernel, cotangent)
+        )
+    with use_onednn(False):
+        expected = compiled()(x, kernel, cotangent)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max()))
+
+
+def test_bfloat16_without_instructions_for_it_is_float32(monkeypatch):
+    monkeypatch.setattr(onednn.Operation, "implementation", "brgconv:avx512_core")
+    x = normal(0, 3, 5, 7, 8)  # of a shape that no other test has asked oneDNN for
+    with use_onednn(bfloat16=True):
+        lowered = jax.jit(lambda x, k: convolution(x, k)).lower(x, W).as_text()
+    assert "bf16" not in lowered and "jaxmed_onednn" in lowered
+
+
 @pytest.mark.parametrize(
     ("x", "kernel", "options"),
     [
