@@ -35,9 +35,9 @@ def check_numbers(config: ConfigDict) -> None:
                 raise UserError(f"{key} is {value!r}; expected numbers, as in --config.{key}=64,64")
             if len(value) != LENGTHS.get(key, len(value)):
                 raise UserError(f"{key} is {value!r}; expected {LENGTHS[key]} numbers")
-        if key == "data.class_names" and any("," in str(name) for name in numbers):
-            quoted = ",".join(f"'{name}'" for name in ",".join(numbers).split(","))
-            raise UserError(f'{key} is {value!r}; expected --config.{key}="({quoted})"')
+        if key == "data.class_names" and len(value) == 1 and "," in str(value[0]):
+            meant = tuple(name.strip() for name in str(value[0]).split(","))
+            raise UserError(f'{key} is {value!r}, one name; expected --config.{key}="{meant!r}"')
         if key not in MAY_BE_NEGATIVE and any(
             isinstance(n, (int, float)) and not n >= 0 for n in numbers
         ):

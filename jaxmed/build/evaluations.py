@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,10 +58,13 @@ def evaluate_run(
     workdir = Path(workdir)
     run = load_run(workdir, config)
     if source is None:
+        config = run.experiment.config.copy_and_resolve_references()
         # Other data may lack a class, or not name them.
-        if run.experiment.config.data.layout not in ("phantoms", "msd", "medmnist"):
-            run.experiment.config.data.class_names = run.info.class_names
-        source = pieces.make_source(run.experiment.config)
+        if config.data.layout not in ("phantoms", "msd", "medmnist"):
+            config.data.class_names = run.info.class_names
+        if "data.channels" in run.run["planned"]:
+            config.data.channels = 0  # as the files are: nothing is converted that was not told to
+        source = pieces.make_source(config)
         for note in source.notes:
             print(f"data: {note}")
     _check_fits(run, source)
@@ -70,9 +74,10 @@ def evaluate_run(
     settings, notes = run.experiment.config, list(source.notes)
     if part == "all" or not is_own:
         # The parts of the run's own data were looked through when it was trained.
-        split, found = pieces.look_through_data(settings, source, {part: rows})
+        split, found = pieces.look_through_data(
+            settings, source, {part: rows}, check=functools.partial(check_image, run)
+        )
         rows, notes = split[part], notes + found
-        check_image(run, source[rows[0]]["image"], source.ids[rows[0]])
     task = run.experiment.task
     prepare = run.experiment.prepare
     cases = predict_cases(run.predict, task, source, share_of(rows), prepare=prepare)
@@ -97,7 +102,7 @@ def evaluate_run(
         "notes": notes,
     }
     if is_first():
-        shown = part if is_own else f"{part} of {settings.data.path}"
+        shown = part if is_own else f"{part} of {settings.data.path or source.info.name}"
         _write_evaluation(workdir, run, source, scores, summary, shown=shown)
     wait_for_all("evaluation: written")
     return summary
@@ -151,12 +156,15 @@ def find_part(workdir: Path, source: Source, part: str, *, is_own: bool) -> tupl
         rows = split.get(part, [])
     else:
         rows = list(source.parts.get(part, []))
-    gone = sorted(set(saved.get(part, ())) - set(source.ids))
-    if not rows and not is_own and gone:
-        raise UserError(
-            f"--split={part}: {len(gone)} of its cases are not in the data ({some(gone)}); put "
-            "them back, or evaluate what is there with --split=all"
-        )
+    if not rows and not is_own and part in saved:
+        ids = {name for names in saved.values() for name in names}
+        gone = sorted(ids - set(source.ids))
+        # Where most are there it is the run's own set, of which some are lost.
+        if gone and len(gone) < len(ids) / 2:
+            raise UserError(
+                f"--split={part}: {len(gone)} cases of the run are not in the data any more "
+                f"({some(gone)}); put them back, or evaluate what is there with --split=all"
+            )
     if not rows:
         given = ", ".join(saved if is_own else source.parts) or "none"
         raise UserError(

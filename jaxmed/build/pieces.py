@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.augmentation import intensity as look
@@ -121,9 +122,19 @@ def look_further(config: ConfigDict, source_error: DataError) -> DataError:
 
 
 def look_through_data(
-    config: ConfigDict, source: Source, split: Mapping[str, Sequence[int]]
+    config: ConfigDict,
+    source: Source,
+    split: Mapping[str, Sequence[int]],
+    *,
+    check: Callable[[np.ndarray, str], None] | None = None,
 ) -> tuple[dict[str, list[int]], list[str]]:
     """The split without the cases that cannot be used, and notes on these and on doubles.
+
+    Args:
+        config: resolved or not.
+        source: the data set.
+        split: rows of each part.
+        check: see `look_through`.
 
     Raises:
         UserError: listing all broken cases, unless data.invalid is "drop"; or where a part that had
@@ -132,21 +143,20 @@ def look_through_data(
     if isinstance(source, Phantoms):
         return {part: list(rows) for part, rows in split.items()}, []
     rows = sorted({row for members in split.values() for row in members})
-    broken, digests = look_through(source, rows)
+    broken, digests = look_through(source, rows, check=check)
     findings = Findings(Path(config.data.path), invalid=list(broken.values()))
     findings.finish(policy=config.data.invalid)
     usable = {part: [r for r in rows if r not in broken] for part, rows in split.items()}
     for part, members in split.items():
         if members and not usable[part]:
             raise UserError(f"{config.data.path}: no case of {part} can be used; mend the files")
-    _check_classes_left(config, source, split, usable)
     notes = [*findings.notes, *duplicate_notes(digests, usable)]
     for note in notes:
         print(f"data: {note}")
     return usable, notes
 
 
-def _check_classes_left(
+def check_classes_left(
     config: ConfigDict,
     source: Source,
     split: Mapping[str, Sequence[int]],

@@ -124,15 +124,15 @@ def find_inputs(inputs: Sequence[str]) -> list[tuple[str, Path]]:
     found: list[tuple[str, Path]] = []
     for given in inputs:
         path = Path(given)
+        own = path.name or path.resolve().name
         if path.is_dir():
             images = list_images(path)
             if not images:
                 raise UserError(f"{path}: holds no images; give a folder of image files")
             # The slices of a series are one image, listed by the folder itself.
-            own = path.resolve().name
             found += [(own if i == path else str(i.relative_to(path)), i) for i in images]
         elif path.exists():
-            found.append((path.name or path.resolve().name, path))
+            found.append((own, path))
         else:
             raise UserError(f"{path}: no such file or folder; check the path")
     seen: dict[str, Path] = {}

@@ -76,10 +76,11 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
     elif is_first():
         make_folder(workdir)
     wait_for_all("workdir: made")
-    if config.model.init and not has_checkpoints(Path(config.model.init)):
-        raise UserError(f"model.init={config.model.init}: no run with a checkpoint; check the path")
     # What an attempt left that never came to a checkpoint binds nobody.
     earlier = read_run(workdir) if not dry_run and has_checkpoints(workdir) else None
+    # A run that goes on has its weights already.
+    if config.model.init and earlier is None and not has_checkpoints(Path(config.model.init)):
+        raise UserError(f"model.init={config.model.init}: no run with a checkpoint; check the path")
     wait_for_all("workdir: read")  # before the first of several processes writes to it
     if earlier:
         check_same_kind(workdir, earlier, config)
@@ -92,9 +93,11 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
     split = read_split(workdir, source) if earlier else None
     notes = list(source.notes)
     if split is None:
-        split, found = pieces.look_through_data(config, source, _make_split(config, source))
+        whole = _make_split(config, source)
+        split, found = pieces.look_through_data(config, source, whole)
+        pieces.check_classes_left(config, source, whole, split)
         notes += found
-    if config.model.init:
+    if config.model.init and earlier is None:
         notes += _note_leak(config.model.init, source, split)
     by = "image" if source.patients is None else "patient"
     sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.items())

@@ -50,8 +50,13 @@ class TrainedRun:
             Probabilities (classes,); or a dict of boxes ([low..., high...] in the order of the
             array's axes), scores and labels; or a mask (*spatial).
         """
-        if image.ndim == self.info.ndim:
+        if image.ndim == self.info.ndim and (self.info.ndim == 2 or image.shape[-1] not in (3, 4)):
             image = image[..., None]
+        if image.ndim != self.info.ndim + 1:
+            raise UserError(
+                f"image has shape {image.shape}; the network was trained on {self.info.ndim} "
+                "spatial axes: give (*spatial, channels)"
+            )
         check_image(self, image, "image")
         example = self.experiment.prepare(make_example(image, index=0, spacing=spacing))
         [(example, raw)] = self.predict([example])

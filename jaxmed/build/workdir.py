@@ -169,7 +169,8 @@ def write_or_compare(workdir: Path, run: dict[str, Any]) -> None:
         advice = "use another workdir, or the old values to go on with it"
         # A planned warm-up follows the length.
         length = ("training.steps", "training.epochs", "optimizer.warmup")
-        if all(line.startswith(length) for line in changed):
+        is_longer = any(line.startswith(length[:2]) for line in changed)
+        if is_longer and all(line.startswith(length) for line in changed):
             advice = (
                 f"under the schedule {now['optimizer.schedule']} a longer run is another one: use "
                 f"another workdir, perhaps with --config.model.init={workdir}"

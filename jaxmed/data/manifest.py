@@ -167,7 +167,7 @@ def _match_rows(
 ) -> None:
     """Fill in the entries from the rows of one table."""
     seen: dict[int, int] = {}
-    unmatched: list[str] = []
+    unmatched: list[tuple[str, int]] = []
     for number, row in table.rows:
         where = f"{table.path.name} row {number}"
         if row.get("file"):
@@ -179,7 +179,7 @@ def _match_rows(
         values = {field: row[column] for column, field in wanted.items() if row[column]}
         part = part_name(values.get("part", ""))
         if not cases:
-            unmatched.append(f"{name!r} (row {number})")
+            unmatched.append((name, number))
         elif len(cases) > 1:
             findings.problems.append(f"{where}: {len(cases)} images are called {name!r}")
         elif cases[0] in seen:
@@ -194,9 +194,9 @@ def _match_rows(
             entries[cases[0]] = dataclasses.replace(entries[cases[0]], listed=True, **values)
         for case in cases:
             seen.setdefault(case, number)
-    told = [f"{table.path.name}: no image is called {name}" for name in unmatched]
-    if findings.invalid and told:
-        # Those may be the invalid ones, which are told already.
-        findings.invalid.append(f"{table.path.name}: no image is called {some(unmatched)}")
-    else:
-        findings.problems += told
+    # Rows of cases that are invalid, and told already, may go with them; others are mistakes.
+    known = "\n".join(findings.invalid)
+    for name, number in unmatched:
+        stem = re.escape(PurePosixPath(name).name.split(".")[0])
+        if not stem or not re.search(rf"(?<![\w-]){stem}(?![\w-])", known):
+            findings.problems.append(f"{table.path.name} row {number}: no image is called {name!r}")

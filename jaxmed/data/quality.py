@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import numpy as np
 
 from jaxmed.types import UserError, count_of
 
 THREADS = 4
 
 
-def look_through(source: Any, rows: Sequence[int]) -> tuple[dict[int, str], dict[int, str]]:
+def look_through(
+    source: Any,
+    rows: Sequence[int],
+    *,
+    check: Callable[[np.ndarray, str], None] | None = None,
+) -> tuple[dict[int, str], dict[int, str]]:
     """Read each case once.
 
     Args:
         source: whose `source[row]` raises a UserError for a file that is cut short, a mask of
             another shape than its image, labels outside the class list and the like.
         rows: to read.
+        check: of an image and its id; raises a UserError where it cannot be used.
 
     Returns:
         By row: what is wrong with those that cannot be used, and digests of the pixels of those
@@ -29,6 +37,8 @@ def look_through(source: Any, rows: Sequence[int]) -> tuple[dict[int, str], dict
     def read(row: int) -> tuple[str, str]:
         try:
             image = source[row]["image"]
+            if check is not None:
+                check(image, source.ids[row])
         except UserError as error:
             return str(error), ""
         return "", hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()

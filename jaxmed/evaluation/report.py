@@ -154,7 +154,7 @@ def _summary(split: str, summary: Mapping[str, Any]) -> str:
     warning = ""
     if summary.get("also_in_training"):
         told = count_of(summary["also_in_training"], "case")
-        warning = f"<p><strong>Of these, {told} were trained on.</strong></p>\n"
+        warning = f"<p><strong>Trained on: {told} of these.</strong></p>\n"
     return f"<h2>Scores: {_text(split)}</h2>\n{warning}{_table(head, rows, numbers=3)}{more}"
 
 

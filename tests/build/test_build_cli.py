@@ -75,7 +75,7 @@ def test_an_empty_folder(tmp_path):
         ("--config.sharding.mode=pjit", "jit, pmap"),
         ("--config.data.size=8,8,8", "as in --config.data.size=64,64"),
         ("--confg.training.steps=3", "did you mean --config.training.steps?"),
-        ("--config.data.class_names=a,b", "--config.data.class_names=\"('a','b')\""),
+        ("--config.data.class_names=a,b", "--config.data.class_names=\"('a', 'b')\""),
         ("--config.model.init=nowhere", "model.init=nowhere: no run"),
     ],
 )

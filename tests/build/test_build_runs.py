@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from jaxmed.build.checks import check_numbers
 from jaxmed.build.config import base_config, config_of_run, flatten, read_run, update
 from jaxmed.build.evaluations import evaluate_run, find_part
 from jaxmed.build.predictions import predict_run
@@ -309,12 +310,58 @@ def test_coloured_images_are_not_made_gray_unasked(trained):
     check_image(run, colours, "a.nii")
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_without_the_one_it_started_from_and_takes_no_colours(tmp_path, capsys):
+    write_phantoms(tmp_path / "set", layout="class_folders", count=24, size=32)
+    path = {"data.path": str(tmp_path / "set"), "data.size": (32, 32)}
+    train_run(small_config("classification", "class_folders", **path), tmp_path / "first")
+    config = small_config(
+        "classification", "class_folders", **path, **{"model.init": str(tmp_path / "first")}
+    )
+    train_run(config, tmp_path / "second")
+    assert "have ids that" not in capsys.readouterr().out  # the same split: none was trained on
+    (tmp_path / "first").rename(tmp_path / "moved")
+    train_run(config, tmp_path / "second")
+    assert "already finished" in capsys.readouterr().out
+    with pytest.raises(UserError, match="first: no run with a checkpoint"):
+        train_run(config, tmp_path / "third")
+    for file in (tmp_path / "set").rglob("*.png"):
+        gray = iio.imread(file)
+        iio.imwrite(file, np.stack([gray, 255 - gray, gray], -1))
+    other = config_of_run(read_run(tmp_path / "second"))
+    with pytest.raises(UserError, match="24 problems: .* is coloured"):
+        evaluate_run(tmp_path / "second", part="all", config=other)
+
+
+@pytest.mark.slow
+def test_weights_that_saw_the_validation_cases_are_told(tmp_path, capsys):
+    write_phantoms(tmp_path / "set", layout="class_folders", count=24, size=32, parts=False)
+    path = {"data.path": str(tmp_path / "set"), "data.size": (32, 32)}
+    train_run(small_config("classification", "class_folders", **path), tmp_path / "first")
+    init = {"model.init": str(tmp_path / "first"), "seed": 5}  # another split
+    train_run(small_config("classification", "class_folders", **path, **init), tmp_path / "second")
+    assert "was trained on, whose weights are the start" in capsys.readouterr().out
+    notes = read_run(tmp_path / "second")["data"]["notes"]
+    assert any("have ids that" in note for note in notes)
+
+
+def test_names_of_classes_may_hold_a_comma():
+    config = base_config("classification", "class_folders")
+    config.data.class_names = ("cyst, simple", "Crohn's")
+    check_numbers(config)
+    config.data.class_names = ("a,b",)
+    with pytest.raises(UserError, match="one name"):
+        check_numbers(config)
+
+
 def test_cases_that_are_gone_are_named(tmp_path):
     write_phantoms(tmp_path / "set", layout="class_folders", count=4, size=32, parts=False)
     source = ClassFolders(tmp_path / "set")
     split = {"train": list(source.ids[:2]), "test": ["gone"]}
     (tmp_path / "split.json").write_text(json.dumps(split))
-    with pytest.raises(UserError, match="test: 1 of its cases are not in the data .gone"):
+    with pytest.raises(
+        UserError, match="test: 1 cases of the run are not in the data any more .gone"
+    ):
         find_part(tmp_path, source, "test", is_own=False)
 
 

@@ -170,7 +170,7 @@ def test_labels_from_the_manifest_alone(tmp_path):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("file,split\na/1.png,train\na/9.png,val\n", "no image is called 'a/9.png' .row 3"),
+        ("file,split\na/1.png,train\na/9.png,val\n", "row 3: no image is called 'a/9.png'"),
         ("id,split\n1,train\n1,val\n", "row 3: '1' is already in row 2"),
         ("id,split\n1,fold3\n", "split is 'fold3', expected train, val, test"),
         ("id,split\nsame,train\n", "2 images are called 'same'"),
