@@ -6,6 +6,9 @@ PYTHON ?=
 # Prints pip's errors only; PIP_QUIET=-v shows everything.
 PIP_QUIET ?= -qq
 
+# What the scripts choose for themselves, see jaxmed/build/launch.py; so that they need not start twice.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check $(PIP_QUIET)

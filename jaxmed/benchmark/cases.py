@@ -165,7 +165,15 @@ def _convolution_work(size: sizes.ConvolutionSize, *, backward: bool, onednn: bo
         y, pullback = jax.vjp(forward, x, kernel)
         return y, pullback(jnp.ones_like(y))
 
-    return compile_work(both if backward else forward, x, kernel, items=size.batch, unit="images")
+    products = 2.0 * size.batch * float(np.prod(size.shape)) * kernel.size
+    return compile_work(
+        both if backward else forward,
+        x,
+        kernel,
+        items=size.batch,
+        unit="images",
+        flops=products * (3 if backward else 1),
+    )
 
 
 for _name, _size in sizes.CONVOLUTIONS.items():

@@ -35,6 +35,7 @@ class Rival:
     def __enter__(self) -> Rival:
         # The other interpreter may lack jax and jaxmed: what it runs needs NumPy and nibabel only.
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment.pop("GLIBC_TUNABLES", None)  # our scripts' choice; theirs start without it
         self._process = subprocess.Popen(
             [self._python, "-W", "ignore", "-m", "jaxmed.benchmark.torch_cases", self._case],
             stdin=subprocess.PIPE,

@@ -49,10 +49,11 @@ def compile_work(
     items: float,
     unit: str,
     donate: bool = False,
+    flops: float | None = None,
 ) -> Work:
     """Compile a function for these arguments, and make work of calling it.
 
-    With `donate` the first argument is a state that each call gives away and returns (first).
+    `flops` are counted where they are not given. With `donate` the first argument is a state that each call gives away and returns (first).
     """
     jitted = jax.jit(function, donate_argnums=0 if donate else ())
     start = time.perf_counter()
@@ -76,7 +77,7 @@ def compile_work(
         run,
         items,
         unit,
-        flops=count_flops(function, *arguments),
+        flops=count_flops(function, *arguments) if flops is None else flops,
         peak_bytes=memory and memory.argument_size_in_bytes + memory.temp_size_in_bytes,
         compile_s=seconds,
     )

@@ -71,6 +71,7 @@ def run(
     line on standard error and exit code 2; a traceback is for bugs, or for `--debug`. Ctrl-C
     outside training ends with 130.
     """
+    launch.use_huge_pages()
     debug = "--debug" in sys.argv
     try:
         positional = _parse(required, one_of)

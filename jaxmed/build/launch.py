@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -21,6 +22,21 @@ PROCESS = flags.DEFINE_integer("process", -1, "Number of this process, with --co
 _CHILD = "JAXMED_CHILD"
 LOST = 75
 """Exit code where another process was lost: try again (EX_TEMPFAIL)."""
+
+
+def use_huge_pages() -> None:
+    """On Linux, start this program anew with memory in pages of 2 MiB, unless it has a choice.
+
+    XLA asks for the memory of each call anew and gives it back. In pages of 4 KiB the kernel then
+    hands out half a million of them a step, which is a sixth of the time of a 2-D U-Net's (2.60
+    instead of 3.08 s, 8 x 256 x 256 on two cores). The C library reads this setting only when a
+    program starts. GLIBC_TUNABLES, even empty, is a choice.
+    """
+    if "GLIBC_TUNABLES" in os.environ or platform.libc_ver()[0] != "glibc":
+        return
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def start() -> None:
