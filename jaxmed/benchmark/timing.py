@@ -53,7 +53,8 @@ def compile_work(
 ) -> Work:
     """Compile a function for these arguments, and make work of calling it.
 
-    `flops` are counted where they are not given. With `donate` the first argument is a state that each call gives away and returns (first).
+    `flops` are counted where they are not given. With `donate` the first argument is a state that
+    each call gives away and returns (first).
     """
     jitted = jax.jit(function, donate_argnums=0 if donate else ())
     start = time.perf_counter()
@@ -98,24 +99,24 @@ def measure(
 
     Args:
         name: of the case.
-        work: to time; it is run once before that.
+        work: to time.
         repeats: the median of so many counts.
         rival: does the same work elsewhere and returns the seconds it took.
 
     Returns:
         What to print, plain numbers and text.
     """
-    work.run()
-    if rival is not None:
-        rival()
     ours, theirs = [], []
     for _ in range(repeats):
+        # The first of a turn does not count: memory that lay idle may have been given back.
         time.sleep(REST)
+        work.run()
         start = time.perf_counter()
         work.run()
         ours.append(time.perf_counter() - start)
         if rival is not None:
             time.sleep(REST)
+            rival()
             theirs.append(rival())
     seconds = statistics.median(ours)
     result: dict[str, Any] = {
