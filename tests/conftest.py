@@ -1,6 +1,8 @@
 """Shared set-up: four fake CPU devices, checked array shapes, real data where there is any."""
 
+import atexit
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -9,6 +11,12 @@ import absl.flags
 import jax
 import jaxtyping
 import pytest
+
+# Scripts that tests start find what others of the same session compiled, and leave nothing in the
+# home of the user.
+_COMPILED = tempfile.TemporaryDirectory()
+atexit.register(_COMPILED.cleanup)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)
 
 # Must come before the first computation, which fixes the number of devices.
 jax.config.update("jax_num_cpu_devices", 4)

@@ -75,6 +75,7 @@ def run(
     debug = "--debug" in sys.argv
     try:
         positional = _parse(required, one_of)
+        launch.keep_compiled()
         launch.start()
         main(positional)
     except UserError as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -37,6 +39,38 @@ def use_huge_pages() -> None:
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs in the user's cache, so that a second start need not compile again.
+
+    Programs for a CPU hold its instructions, so each kind of CPU has a folder of its own: homes
+    are shared by unlike machines. JAX_COMPILATION_CACHE_DIR is another choice; empty is none.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    import jax
+
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    kind = hashlib.sha256(f"{platform.machine()} {_processor()}".encode()).hexdigest()[:12]
+    folder = Path(home, "jaxmed", "compiled", f"jax-{jax.__version__}-{kind}")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _processor() -> str:
+    """What tells one kind of CPU from another."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    # The first of each: all cores of a machine are alike.
+    told = {line.split(":")[0].strip(): line for line in reversed(lines)}
+    return "".join(told.get(name, "") for name in ("model name", "flags", "Features"))
 
 
 def start() -> None:

@@ -177,7 +177,7 @@ class Lifted:
     def fetch(self, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
         """Metrics of a step as numbers; waits for them."""
         return {
-            name: float(np.asarray(x.addressable_data(0)).reshape(-1)[0])
+            name: float(jax.device_get(x.addressable_data(0)).reshape(-1)[0])
             for name, x in metrics.items()
         }
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -176,6 +177,34 @@ def test_clusters_are_recognised(monkeypatch, environment, expected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert launch.in_cluster() == expected
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_scripts_start_with_huge_pages_and_keep_what_they_compiled(tmp_path):
+    code = (
+        "import os, jax; from jaxmed.build import cli; "
+        "cli.run(lambda _: print(os.environ['GLIBC_TUNABLES'], "
+        "jax.config.jax_compilation_cache_dir))"
+    )
+    names = ("GLIBC_TUNABLES", "JAX_COMPILATION_CACHE_DIR")
+    environment = {k: v for k, v in os.environ.items() if k not in names}
+    environment["XDG_CACHE_HOME"] = str(tmp_path)
+
+    def told(**chosen):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**environment, **chosen}, check=True,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        return done.stdout.split()
+
+    pages, folder = told()
+    assert pages == "glibc.malloc.hugetlb=1"
+    assert Path(folder).is_relative_to(tmp_path / "jaxmed/compiled") and Path(folder).is_dir()
+    assert Path(folder).stat().st_mode & 0o77 == 0
+    assert told(GLIBC_TUNABLES="", JAX_COMPILATION_CACHE_DIR="") in ([], ["None"])
+    # A home that cannot be written to is no error.
+    (tmp_path / "file").touch()
+    assert told(XDG_CACHE_HOME=f"{tmp_path}/file")[1] == "None"
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,20 @@ def lifted():
     return lift(step, mesh=make_mesh(jax.devices()[:1]))
 
 
+def test_steps_move_nothing_but_batches_and_compile_once():
+    step = make_step(model_apply=model_apply, task=Fit(), optimizer=OPTIMIZER)
+    lifted = lift(step, mesh=make_mesh(jax.devices()[:1]))
+    state = lifted.init(make_state, jax.random.key(0))
+    with training_batches(Points(), range(11), batch_size=4, seed=0, prepare=jitter) as batches:
+        for _ in range(4):
+            batch = lifted.place_batch(next(batches))
+            # Explicit ones, of batches and logged metrics, are allowed.
+            with jax.transfer_guard("disallow"):
+                state, metrics = lifted.step(state, batch)
+                assert lifted.fetch(metrics)["loss"] >= 0
+    assert lifted._compiled._cache_size() == 1
+
+
 def run(workdir, lifted, steps=20, *, change=None, scores=None, stop=None, **options):
     """Train in `workdir`, going on from its checkpoint; returns the state and what happened.
 
