@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-EXTRAS = "test,notebooks,dicom-seg,cuda,tpu"
+EXTRAS = "test,notebooks,dicom-seg,cuda,tpu,torch"
 
 with tempfile.NamedTemporaryFile(suffix=".json") as report:
     command = [sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed"]
@@ -14,7 +14,8 @@ with tempfile.NamedTemporaryFile(suffix=".json") as report:
     subprocess.run(command, check=True)
     packages = [entry["metadata"] for entry in json.load(report)["install"]]
 
-pins = {package["name"].lower().replace("_", "-"): package["version"] for package in packages}
+# Without what tells one build of a version from another, such as "+cpu".
+pins = {p["name"].lower().replace("_", "-"): p["version"].split("+")[0] for p in packages}
 del pins["jaxmed"]
 path = Path("constraints") / f"python{sys.version_info.major}.{sys.version_info.minor}.txt"
 path.write_text("".join(f"{name}=={version}\n" for name, version in sorted(pins.items())))
