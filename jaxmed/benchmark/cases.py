@@ -194,8 +194,9 @@ def _augmentation_work(shape: Sequence[int]) -> Work:
         place.affine(rotation=15.0, scale=(0.8, 1.25), probability=1.0),
         look.gaussian_noise(probability=1.0),
         look.brightness(probability=1.0),
-        look.contrast(probability=1.0),
-        look.gamma(probability=1.0),
+        # Without what MONAI does not do: its own leave the range and the statistics.
+        look.contrast(preserve_range=False, probability=1.0),
+        look.gamma(retain_stats=False, probability=1.0),
     )
     rng = np.random.default_rng(0)
     batch = {

@@ -67,11 +67,11 @@ def _resnet() -> tuple[Any, Any, Any, Any]:
     return model, torch.nn.CrossEntropyLoss(), x, y
 
 
-def _work(use: Callable[..., Callable[[], None]], make: Callable[[], Any]) -> Callable[[], None]:
+def _work(use: Callable[..., Callable[[], Any]], make: Callable[[], Any]) -> Callable[[], Any]:
     return use(*make())
 
 
-def _step(model: Any, loss: Any, x: Any, y: Any) -> Callable[[], None]:
+def _step(model: Any, loss: Any, x: Any, y: Any) -> Callable[[], Any]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model.train()
 
@@ -84,7 +84,7 @@ def _step(model: Any, loss: Any, x: Any, y: Any) -> Callable[[], None]:
     return run
 
 
-def _forward(model: Any, loss: Any, x: Any, y: Any) -> Callable[[], None]:
+def _forward(model: Any, loss: Any, x: Any, y: Any) -> Callable[[], Any]:
     del loss, y
     model.eval()
 
@@ -96,7 +96,7 @@ def _forward(model: Any, loss: Any, x: Any, y: Any) -> Callable[[], None]:
     return run
 
 
-def _convolution(size: sizes.ConvolutionSize, *, backward: bool) -> Callable[[], None]:
+def _convolution(size: sizes.ConvolutionSize, *, backward: bool) -> Callable[[], Any]:
     function = (torch.nn.functional.conv2d, torch.nn.functional.conv3d)[len(size.shape) - 2]
     x = torch.randn(size.batch, size.cin, *size.shape, device=DEVICE, requires_grad=backward)
     window = [3] * len(size.shape)
@@ -115,7 +115,7 @@ def _convolution(size: sizes.ConvolutionSize, *, backward: bool) -> Callable[[],
     return run
 
 
-def _augmentation(shape: Sequence[int]) -> Callable[[], None]:
+def _augmentation(shape: Sequence[int]) -> Callable[[], Any]:
     ndim, keys = len(shape), ["image", "mask"]
     turn = float(np.deg2rad(15))
     augment = transforms.Compose(
@@ -143,10 +143,10 @@ def _augmentation(shape: Sequence[int]) -> Callable[[], None]:
         }
         for _ in range(sizes.AUGMENTED)
     ]
-    return lambda: [augment(dict(example)) for example in examples]  # type: ignore[return-value]
+    return lambda: [augment(dict(example)) for example in examples]
 
 
-def _prepare_nifti() -> Callable[[], None]:
+def _prepare_nifti() -> Callable[[], Any]:
     image, mask = sizes.write_nifti()
     keys = ["image", "mask"]
     prepare = transforms.Compose(
@@ -160,7 +160,7 @@ def _prepare_nifti() -> Callable[[], None]:
     return lambda: prepare({"image": str(image), "mask": str(mask)})
 
 
-def _surface_scores() -> Callable[[], None]:
+def _surface_scores() -> Callable[[], Any]:
     def one_hot(mask: np.ndarray) -> Any:
         return torch.as_tensor(mask[None] == np.arange(sizes.CLASSES).reshape(-1, 1, 1, 1))[None]
 
@@ -174,7 +174,7 @@ def _surface_scores() -> Callable[[], None]:
     return run
 
 
-def _sliding_window() -> Callable[[], None]:
+def _sliding_window() -> Callable[[], Any]:
     size = sizes.WINDOW
     model = _unet(sizes.UNETS["unet3d"])[0].eval()
     image = torch.randn(1, 1, *size.shape, device=DEVICE)
@@ -194,14 +194,14 @@ def _sliding_window() -> Callable[[], None]:
     return run
 
 
-def _import() -> Callable[[], None]:
+def _import() -> Callable[[], Any]:
     import subprocess
 
     words = "import torch, monai.transforms, monai.networks.nets, monai.data"
-    return lambda: subprocess.run([sys.executable, "-c", words], check=True)  # type: ignore
+    return lambda: subprocess.run([sys.executable, "-c", words], check=True)
 
 
-CASES: dict[str, Callable[[], Callable[[], None]]] = {
+CASES: dict[str, Callable[[], Callable[[], Any]]] = {
     "step_resnet18": lambda: _work(_step, _resnet),
     "forward_resnet18": lambda: _work(_forward, _resnet),
     "augmentation2d": lambda: _augmentation(sizes.AUGMENTATION_2D),
