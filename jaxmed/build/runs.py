@@ -50,6 +50,7 @@ from jaxmed.training.processes import (
     share_of,
     wait_for_all,
 )
+from jaxmed.training.speed import InBackground
 from jaxmed.training.state import TrainState, evaluation_variables
 from jaxmed.training.step import example_keys
 from jaxmed.types import Source, UserError
@@ -234,6 +235,7 @@ def _train(
                 checkpoint_every=config.training.checkpoint_every,
                 early_stopping=config.training.early_stopping,
                 steps_per_epoch=len(split["train"]) / config.data.batch_size,
+                step_flops=InBackground(lambda: experiment.step_flops(source[split["train"][0]])),
                 stop=stop,
             )
             stop.requested = any_of(stop.requested)  # perhaps since they last agreed

@@ -21,6 +21,7 @@ from jaxmed.training.checkpoints import Checkpoints
 from jaxmed.training.logging import Logger
 from jaxmed.training.processes import any_of
 from jaxmed.training.sharding import Lifted
+from jaxmed.training.speed import utilization
 from jaxmed.training.state import TrainState, best_after
 from jaxmed.types import UserError
 
@@ -86,6 +87,7 @@ def train(
     checkpoint_every: int = 0,
     early_stopping: int = 0,
     steps_per_epoch: float | None = None,
+    step_flops: Callable[[], float | None] | None = None,
     stop: StopSignal | None = None,
     split: str = "val",
 ) -> TrainState:
@@ -105,6 +107,8 @@ def train(
         checkpoint_every: steps; 0 is only at the end.
         early_stopping: evaluations without a better score after which to end; 0 is never.
         steps_per_epoch: for the log.
+        step_flops: gives the floating-point operations of a step once they are known, for the log's
+            `mfu`, the share of what the devices could do at best.
         stop: training saves, without evaluating, and ends once this is requested.
         split: name of the evaluated part, for the log.
 
@@ -114,7 +118,7 @@ def train(
     Raises:
         TrainingDiverged: naming the step and its numbers.
     """
-    run = _Run(lifted, logger or Logger(steps=steps), log_every, steps_per_epoch)
+    run = _Run(lifted, logger or Logger(steps=steps), log_every, steps_per_epoch, step_flops)
     step = int(jax.device_get(lifted.global_state(state).step))
     best = jax.device_get(lifted.global_state(state).best)
     is_saved = checkpoints is not None and step in checkpoints.steps()
@@ -177,11 +181,19 @@ def _main(scores: Mapping[str, Any], name: str) -> float | None:
 class _Run:
     """What goes on around the steps: metrics under way, the clock, the log."""
 
-    def __init__(self, lifted: Lifted, logger: Logger, log_every: int, epoch: float | None):
+    def __init__(
+        self,
+        lifted: Lifted,
+        logger: Logger,
+        log_every: int,
+        epoch: float | None,
+        step_flops: Callable[[], float | None] | None,
+    ):
         self.logger = logger
         self._lifted = lifted
         self._log_every = log_every
         self._steps_per_epoch = epoch
+        self._step_flops = step_flops or (lambda: None)
         # (step, metrics still on the device), oldest first
         self._pending: collections.deque[tuple[int, Any]] = collections.deque()
         self._last: dict[str, float] = {}
@@ -260,12 +272,21 @@ class _Run:
     def _speed(self) -> dict[str, float | None]:
         """Of the steps since the last line; None where they are none but the compiled one."""
         if not self._images:
-            return {"images_per_second": None, "data_wait": None}
+            return {"images_per_second": None, "data_wait": None, "mfu": None}
         seconds = (self._paused or time.monotonic()) - self._since
         return {
             "images_per_second": self._images / seconds,
             "data_wait": min(self._waited / seconds, 1.0),
+            "mfu": self._utilization(seconds),
         }
+
+    def _utilization(self, seconds: float) -> float | None:
+        flops = self._step_flops()
+        if flops is None:
+            return None
+        steps = self._images / self._batch_size
+        mesh = self._lifted.mesh
+        return utilization(steps * flops, seconds, device=mesh.local_devices[0], devices=mesh.size)
 
     def _reset_clock(self) -> None:
         self._since = time.monotonic()

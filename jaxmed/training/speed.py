@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -53,6 +55,27 @@ def _measured(device: Any) -> float:
             jax.block_until_ready(product(a, a))
             best = min(best, time.perf_counter() - start)
     return 2 * _SIDE**3 / best
+
+
+class InBackground:
+    """Works out a number in a thread, from the first time that it is asked for.
+
+    Called, it gives the number, or None as long as that is not known (or cannot be worked out).
+    """
+
+    def __init__(self, count: Callable[[], float]):
+        self._count = count
+        self._pool = ThreadPoolExecutor(1)
+        self._future: Future[float] | None = None
+
+    def __call__(self) -> float | None:
+        """The number, if it is known by now."""
+        if self._future is None:
+            self._future = self._pool.submit(self._count)
+            self._pool.shutdown(wait=False)  # when this is done
+        if not self._future.done() or self._future.exception() is not None:
+            return None
+        return self._future.result()
 
 
 def utilization(flops: float, seconds: float, *, device: Any = None, devices: int = 1) -> float:

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,11 @@ import pytest
 
 from jaxmed.data.loader import training_batches
 from jaxmed.training.checkpoints import Checkpoints
-from jaxmed.training.logging import Logger, rewind
+from jaxmed.training.logging import Logger, read_log, rewind
 from jaxmed.training.loop import StopSignal, TrainingDiverged, train
 from jaxmed.training.optimizers import make_optimizer, make_schedule
 from jaxmed.training.sharding import lift, make_mesh
+from jaxmed.training.speed import InBackground
 from jaxmed.training.state import init_state
 from jaxmed.training.step import make_step
 
@@ -70,6 +73,34 @@ def lifted():
         schedule=make_schedule("cosine", steps=20),
     )
     return lift(step, mesh=make_mesh(jax.devices()[:1]))
+
+
+def test_the_log_tells_the_share_of_what_the_device_could_do(tmp_path, lifted):
+    known = iter([None, *[1e6] * 100])
+    run(tmp_path, lifted, steps=8, step_flops=lambda: next(known))
+    found = [entry["mfu"] for entry in read_log(tmp_path / "metrics.jsonl") if "mfu" in entry]
+    assert found[-1] > 0 and None in found
+
+
+def test_a_number_is_worked_out_in_the_background():
+    asked = threading.Event()
+
+    def count():
+        asked.wait(10)
+        return 5.0
+
+    number = InBackground(count)
+    assert number() is None
+    asked.set()
+    for _ in range(1000):
+        if number() is not None:
+            break
+        time.sleep(0.01)
+    assert number() == 5.0
+    broken = InBackground(lambda: 1 / 0)
+    broken()
+    assert isinstance(broken._future.exception(10), ZeroDivisionError)
+    assert broken() is None
 
 
 def test_steps_move_nothing_but_batches_and_compile_once():
@@ -155,7 +186,7 @@ def assert_same(one, other):
 
 def lines(workdir):
     entries = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    timing = ("seconds", "images_per_second", "data_wait")
+    timing = ("seconds", "images_per_second", "data_wait", "mfu")
     return [{k: v for k, v in entry.items() if k not in timing} for entry in entries]
 
 
