@@ -45,7 +45,7 @@ def test_compiled_work_counts_what_it_costs():
     assert not a.is_deleted()
 
 
-@pytest.mark.parametrize("name", ["nms", "bootstrap", "prepare_nifti", "surface_scores"])
+@pytest.mark.parametrize("name", ["nms", "bootstrap", "prepare_nifti", "surface_scores", "loader"])
 def test_cases_run(name):
     work = cases.CASES[name]()
     work.run()

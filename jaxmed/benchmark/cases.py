@@ -6,6 +6,7 @@ in `sizes.py`.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import subprocess
 import sys
@@ -22,6 +23,10 @@ from jaxmed.augmentation import spatial as place
 from jaxmed.augmentation.compose import compose
 from jaxmed.benchmark import sizes
 from jaxmed.benchmark.timing import Work, compile_work
+from jaxmed.build.preparation import Prepare, PrepareForTraining, TrainingView
+from jaxmed.data.images import read_image
+from jaxmed.data.loader import training_batches
+from jaxmed.data.sources.base import make_example
 from jaxmed.evaluation.bootstrap import bootstrap_weights
 from jaxmed.inference.predictor import Predictor
 from jaxmed.metrics.segmentation import score_masks
@@ -29,6 +34,7 @@ from jaxmed.models.convolution import convolution, use_onednn
 from jaxmed.models.detector import Detector
 from jaxmed.models.resnet import ResNet, ResNetBackbone
 from jaxmed.models.unet import UNet
+from jaxmed.preprocessing import intensity, spatial
 from jaxmed.tasks.classification import Classification
 from jaxmed.tasks.detection import Detection
 from jaxmed.tasks.segmentation import Segmentation
@@ -219,10 +225,6 @@ CASES["augmentation3d"] = lambda: _augmentation_work(sizes.AUGMENTATION_3D)
 @_case("prepare_nifti")
 def prepare_nifti() -> Work:
     """Read a compressed NIfTI with its mask, turn, resample and normalise both."""
-    from jaxmed.data.images import read_image
-    from jaxmed.data.sources.base import make_example
-    from jaxmed.preprocessing import intensity, spatial
-
     image, mask = sizes.write_nifti()
 
     def run() -> Any:
@@ -233,6 +235,27 @@ def prepare_nifti() -> Work:
         return intensity.zscore(example)
 
     return Work(run, unit="cases")
+
+
+@_case("loader")
+def loader() -> Work:
+    """Batches of 8 random patches of 64 x 64 x 64, a third on foreground, of volumes in memory."""
+    rng = np.random.default_rng(0)
+    prepare = PrepareForTraining(Prepare(channels=1, normalization="zscore"))
+    volumes = []
+    for index in range(16):
+        image = rng.normal(size=(96, 96, 96, 1)).astype(np.float32)
+        example = make_example(image, index=index)
+        volumes.append(prepare({**example, "mask": sizes.ball((96, 96, 96))}))
+    batches = training_batches(
+        volumes,
+        range(len(volumes)),
+        batch_size=8,
+        seed=0,
+        prepare=TrainingView(patch=(64, 64, 64)),
+    )
+    atexit.register(batches.close)
+    return Work(lambda: next(batches), items=8, unit="patches")
 
 
 @_case("surface_scores")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -22,6 +23,7 @@ PROCESSES = flags.DEFINE_integer("processes", 0, "How many processes, with --coo
 PROCESS = flags.DEFINE_integer("process", -1, "Number of this process, with --coordinator.")
 
 _CHILD = "JAXMED_CHILD"
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 LOST = 75
 """Exit code where another process was lost: try again (EX_TEMPFAIL)."""
 
@@ -87,6 +89,9 @@ def start() -> None:
         return
     if _CHILD not in os.environ:
         sys.exit(_supervise())
+    if sys.platform.startswith("linux"):
+        # Where the parent is killed, save and stop.
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, int(signal.SIGTERM))
     from jaxmed.training import processes
 
     try:

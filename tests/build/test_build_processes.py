@@ -154,6 +154,30 @@ def test_a_signal_to_one_process_stops_both(tmp_path):
     assert "stopped and saved at step" in (tmp_path / "output0.txt").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_a_killed_parent_leaves_no_orphan(tmp_path):
+    config = ("--config=configs/detect_phantoms.py:cells", *SETTINGS, *DETECTOR)
+    config += ("--config.training.steps=5000", f"--workdir={tmp_path}/run")
+    both = start("train.py", *config, count=2, folder=tmp_path)
+    for _ in range(1200):
+        told = (tmp_path / "output0.txt").read_text()
+        if "step 3/" in told:
+            break
+        assert both[0].poll() is None, told
+        time.sleep(0.1)
+    [child] = children(both[1])
+    both[1].kill()
+    both[1].wait(10)
+    assert both[0].wait(60) == 130
+    for _ in range(300):
+        if not Path(f"/proc/{child}").exists():
+            break
+        time.sleep(0.1)
+    assert not Path(f"/proc/{child}").exists()
+    assert "stopped and saved at step" in (tmp_path / "output0.txt").read_text()
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
