@@ -15,8 +15,10 @@ from jaxmed.models.unet import UNet
 assert Path(jaxmed.__file__).is_relative_to(sys.prefix), jaxmed.__file__
 assert metadata.version("jaxmed") == jaxmed.__version__
 assert resources.files("jaxmed").joinpath("py.typed").is_file()
-names = [module.name for module in pkgutil.walk_packages(jaxmed.__path__, "jaxmed.")]
-for name in names:
+WITH_EXTRAS = {"jaxmed.benchmark.torch_cases"}  # run by an interpreter that has PyTorch
+names = {module.name for module in pkgutil.walk_packages(jaxmed.__path__, "jaxmed.")}
+names -= WITH_EXTRAS
+for name in sorted(names):
     importlib.import_module(name)
 print(f"jaxmed {jaxmed.__version__}: {len(names)} modules import, away from the checkout")
 
