@@ -21,7 +21,7 @@ from jaxmed import boxes
 from jaxmed.augmentation import intensity as look
 from jaxmed.augmentation import spatial as place
 from jaxmed.augmentation.compose import compose
-from jaxmed.benchmark import sizes
+from jaxmed.benchmark import networks, sizes
 from jaxmed.benchmark.timing import Work, compile_work
 from jaxmed.build.preparation import Prepare, PrepareForTraining, TrainingView
 from jaxmed.data.images import read_image
@@ -31,16 +31,10 @@ from jaxmed.evaluation.bootstrap import bootstrap_weights
 from jaxmed.inference.predictor import Predictor
 from jaxmed.metrics.segmentation import score_masks
 from jaxmed.models.convolution import convolution, use_onednn
-from jaxmed.models.detector import Detector
-from jaxmed.models.resnet import ResNet, ResNetBackbone
-from jaxmed.models.unet import UNet
 from jaxmed.preprocessing import intensity, spatial
-from jaxmed.tasks.classification import Classification
-from jaxmed.tasks.detection import Detection
 from jaxmed.tasks.segmentation import Segmentation
 from jaxmed.training.checkpoints import Checkpoints
-from jaxmed.training.optimizers import make_optimizer
-from jaxmed.training.state import TrainState, init_state, network_variables
+from jaxmed.training.state import network_variables
 from jaxmed.training.step import make_step
 
 CASES: dict[str, Callable[[], Work]] = {}
@@ -55,63 +49,8 @@ def _case(name: str) -> Callable[[Callable[[], Work]], Callable[[], Work]]:
     return add
 
 
-def _dtype() -> Any:
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-
-
-def _unet(case: sizes.UNetSize) -> tuple[Any, Any, dict[str, Any]]:
-    model = UNet(sizes.CLASSES, features=case.features, dtype=_dtype())
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.normal(size=(case.batch, *case.shape, 1)).astype(np.float32),
-        "mask": rng.integers(0, sizes.CLASSES, (case.batch, *case.shape)).astype(np.int32),
-        "valid": np.ones(case.batch, np.float32),
-    }
-    names = ("background", *(f"class{i}" for i in range(1, sizes.CLASSES)))
-    return model, Segmentation(names), batch
-
-
-def _resnet() -> tuple[Any, Any, dict[str, Any]]:
-    batch, shape, channels = sizes.RESNET
-    rng = np.random.default_rng(0)
-    model = ResNet(sizes.RESNET_CLASSES, ResNetBackbone(dtype=_dtype()))
-    data = {
-        "image": rng.normal(size=(batch, *shape, channels)).astype(np.float32),
-        "label": rng.integers(0, sizes.RESNET_CLASSES, batch).astype(np.int32),
-        "valid": np.ones(batch, np.float32),
-    }
-    return model, Classification([str(i) for i in range(sizes.RESNET_CLASSES)]), data
-
-
-def _detector(batch: int, shape: Sequence[int]) -> tuple[Any, Any, dict[str, Any]]:
-    model = Detector(3, ResNetBackbone(width=32, stem_strides=2, dtype=_dtype()), dtype=_dtype())
-    rng = np.random.default_rng(0)
-    low = rng.uniform(0, 0.7 * np.array(shape), (batch, 20, len(shape)))
-    high = low + rng.uniform(0.1, 0.3, low.shape) * np.array(shape)
-    data = {
-        "image": rng.normal(size=(batch, *shape, 1)).astype(np.float32),
-        "boxes": np.concatenate([low, high], -1).astype(np.float32),
-        "box_label": rng.integers(0, 3, (batch, 20)).astype(np.int32),
-        "valid": np.ones(batch, np.float32),
-    }
-    return model, Detection(("a", "b", "c")), data
-
-
-def _state(model: Any, batch: dict[str, Any]) -> tuple[TrainState, Any]:
-    optimizer = make_optimizer("adamw")
-    state = jax.jit(
-        lambda key: init_state(
-            lambda k: model.init(k, jnp.zeros((1, *batch["image"].shape[1:]))),
-            optimizer,
-            key=key,
-            hyper={"learning_rate": 1e-3, "weight_decay": 1e-2},
-        )
-    )(jax.random.key(0))
-    return state, optimizer
-
-
 def _step_work(model: Any, task: Any, batch: dict[str, Any]) -> Work:
-    state, optimizer = _state(model, batch)
+    state, optimizer = networks.make_state(model, batch)
     step = make_step(model_apply=model.apply, task=task, optimizer=optimizer)
     placed = jax.device_put(batch)
     return compile_work(step, state, placed, items=len(batch["valid"]), unit="images", donate=True)
@@ -119,7 +58,7 @@ def _step_work(model: Any, task: Any, batch: dict[str, Any]) -> Work:
 
 def _forward_work(model: Any, task: Any, batch: dict[str, Any]) -> Work:
     del task
-    variables = network_variables(_state(model, batch)[0])
+    variables = network_variables(networks.make_state(model, batch)[0])
     return compile_work(
         lambda v, x: model.apply(v, x, train=False),
         variables,
@@ -134,10 +73,10 @@ def _network_work(use: Callable[..., Work], make: Callable[[], Any]) -> Work:
 
 
 _NETWORKS: dict[str, Callable[[], tuple[Any, Any, dict[str, Any]]]] = {
-    **{name: functools.partial(_unet, size) for name, size in sizes.UNETS.items()},
-    "resnet18": _resnet,
-    "detector2d": lambda: _detector(8, (192, 192)),
-    "detector3d": lambda: _detector(2, (48, 48, 48)),
+    **{name: functools.partial(networks.make_unet, size) for name, size in sizes.UNETS.items()},
+    "resnet18": networks.make_resnet,
+    "detector2d": lambda: networks.make_detector(8, (192, 192)),
+    "detector3d": lambda: networks.make_detector(2, (48, 48, 48)),
 }
 for _name, _make in _NETWORKS.items():
     CASES[f"step_{_name}"] = functools.partial(_network_work, _step_work, _make)
@@ -271,9 +210,9 @@ def surface_scores() -> Work:
 
 def _window_case(size: sizes.WindowSize, *, whole: bool) -> Work:
     unet = sizes.UNETS["unet3d"]
-    model, task, _ = _unet(unet)
+    model, task, _ = networks.make_unet(unet)
     example = {"image": np.zeros((1, *size.window, 1), np.float32)}
-    variables = network_variables(_state(model, example)[0])
+    variables = network_variables(networks.make_state(model, example)[0])
 
     @jax.jit
     def forward(image):
@@ -338,8 +277,8 @@ def bootstrap() -> Work:
 @_case("checkpoint_save")
 def checkpoint_save() -> Work:
     """The whole state of the 2-D U-Net, until it is on disk."""
-    model, _, batch = _unet(sizes.UNETS["unet2d"])
-    state, _ = _state(model, batch)
+    model, _, batch = networks.make_unet(sizes.UNETS["unet2d"])
+    state, _ = networks.make_state(model, batch)
     folder = sizes.scratch()
     step = 0
 

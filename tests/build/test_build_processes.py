@@ -66,6 +66,17 @@ def run(script, *arguments, count, folder):
     return text
 
 
+def wait_for(text, process, folder):
+    """What the first process has said, once that holds the text."""
+    for _ in range(1200):
+        told = (folder / "output0.txt").read_text()
+        if text in told:
+            return told
+        assert process.poll() is None, told
+        time.sleep(0.1)
+    raise AssertionError(f"{text!r} did not appear: {told}")
+
+
 def children(process):
     listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     return [int(number) for number in listed.split()]
@@ -125,12 +136,7 @@ def test_a_lost_process_ends_the_others_and_fewer_go_on(tmp_path):
     steps = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdigit()]
     [alone] = start("train.py", *config, count=1, folder=tmp_path)
     try:
-        for _ in range(1200):
-            told = (tmp_path / "output0.txt").read_text()
-            if f"step {max(steps) + 2}/" in told:
-                break
-            assert alone.poll() is None, told
-            time.sleep(0.1)
+        told = wait_for(f"step {max(steps) + 2}/", alone, tmp_path)
         assert f"going on from step {max(steps)} " in told
     finally:
         alone.send_signal(signal.SIGTERM)
@@ -143,12 +149,7 @@ def test_a_signal_to_one_process_stops_both(tmp_path):
     config += ("--config.training.steps=5000", f"--workdir={tmp_path}/run")
     config += ("--config.training.evaluate_every=0",)
     both = start("train.py", *config, count=2, folder=tmp_path)
-    for _ in range(1200):
-        told = (tmp_path / "output0.txt").read_text()
-        if "step 3/" in told:
-            break
-        assert both[0].poll() is None, told
-        time.sleep(0.1)
+    wait_for("step 3/", both[0], tmp_path)
     both[1].send_signal(signal.SIGTERM)
     assert [process.wait(60) for process in both] == [130, 130]
     assert "stopped and saved at step" in (tmp_path / "output0.txt").read_text()
@@ -160,12 +161,7 @@ def test_a_killed_parent_leaves_no_orphan(tmp_path):
     config = ("--config=configs/detect_phantoms.py:cells", *SETTINGS, *DETECTOR)
     config += ("--config.training.steps=5000", f"--workdir={tmp_path}/run")
     both = start("train.py", *config, count=2, folder=tmp_path)
-    for _ in range(1200):
-        told = (tmp_path / "output0.txt").read_text()
-        if "step 3/" in told:
-            break
-        assert both[0].poll() is None, told
-        time.sleep(0.1)
+    wait_for("step 3/", both[0], tmp_path)
     [child] = children(both[1])
     both[1].kill()
     both[1].wait(10)
