@@ -15,7 +15,8 @@ from jaxmed.models.unet import UNet
 assert Path(jaxmed.__file__).is_relative_to(sys.prefix), jaxmed.__file__
 assert metadata.version("jaxmed") == jaxmed.__version__
 assert resources.files("jaxmed").joinpath("py.typed").is_file()
-WITH_EXTRAS = {"jaxmed.benchmark.torch_cases"}  # run by an interpreter that has PyTorch
+# Run by an interpreter that has PyTorch.
+WITH_EXTRAS = {"jaxmed.benchmark.torch_cases", "jaxmed.benchmark.torch_training"}
 names = {module.name for module in pkgutil.walk_packages(jaxmed.__path__, "jaxmed.")}
 names -= WITH_EXTRAS
 for name in sorted(names):

@@ -9,6 +9,7 @@ import contextlib
 import fnmatch
 import json
 
+import jax
 from absl import flags
 
 from jaxmed.benchmark import cases, timing
@@ -20,6 +21,7 @@ _CASES = flags.DEFINE_list("cases", ["*"], "Names, or patterns such as step_*.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Runs timed; the median counts.", lower_bound=1)
 _AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Whose work to time beside ours.")
 _RIVAL_PYTHON = flags.DEFINE_string("rival_python", "", "Interpreter that has it, if not this one.")
+_FAKE = flags.DEFINE_integer("fake_devices", 0, "CPU devices, for scaling_*.", lower_bound=0)
 _LIST = flags.DEFINE_boolean("list", False, "Only print the names.")
 
 
@@ -31,6 +33,8 @@ def main(arguments):
     if _LIST.value:
         print("\n".join(names))
         return
+    if _FAKE.value:
+        jax.config.update("jax_num_cpu_devices", _FAKE.value)
     print(json.dumps(timing.describe_machine()), flush=True)
     for name in names:
         with contextlib.ExitStack() as stack:
@@ -40,7 +44,11 @@ def main(arguments):
                 if not rival.versions:
                     continue
                 versions = {"against": rival.versions}
-            work = cases.CASES[name]()
+            try:
+                work = cases.CASES[name]()
+            except UserError as error:
+                print(json.dumps({"case": name, "skipped": str(error)}), flush=True)
+                continue
             result = timing.measure(name, work, repeats=_REPEATS.value, rival=rival)
         print(json.dumps({**result, **versions}), flush=True)
 

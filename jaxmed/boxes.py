@@ -148,3 +148,50 @@ def nms(
 
     _, (index, found) = jax.lax.scan(pick, left, length=max_boxes)
     return index, found
+
+
+def fuse_boxes(
+    boxes: Float[Array, "models n coordinates"],
+    scores: Float[Array, "models n"],
+    labels: Int[Array, "models n"],
+    *,
+    iou_threshold: float = 0.5,
+    max_boxes: int = 100,
+) -> tuple[
+    Float[Array, "{max_boxes} coordinates"],
+    Float[Array, " {max_boxes}"],
+    Int[Array, " {max_boxes}"],
+]:
+    """Boxes that several models found in one image, as one list, best first.
+
+    Boxes of one label that overlap the best of them are one object: its box is their mean weighted
+    by score, its score the mean over the models of each one's best, 0 where a model has none. After
+    weighted box fusion (Solovyev et al. 2021, arXiv 1910.13302), with clusters by suppression.
+
+    Args:
+        boxes: of each model, after its own suppression.
+        scores: likewise.
+        labels: likewise; -1 is padding.
+        iou_threshold: overlap above which boxes are one object.
+        max_boxes: number of boxes returned.
+
+    Returns:
+        Boxes, scores and labels; padding has label -1 and is 0 otherwise.
+    """
+    flat = boxes.reshape(-1, boxes.shape[-1])
+    flat_labels = labels.reshape(-1)
+    rows, found = nms(
+        flat, scores.reshape(-1), flat_labels, iou_threshold=iou_threshold, max_boxes=max_boxes
+    )
+
+    def fuse(row: Array, is_found: Array) -> tuple[Array, Array, Array]:
+        same = (pairwise_iou(flat[row][None], flat)[0] > iou_threshold).reshape(labels.shape)
+        same = (same & (labels == flat_labels[row])).reshape(-1).at[row].set(True)
+        weight = jnp.where(same.reshape(labels.shape) & is_found, scores, 0.0)
+        box = (weight[..., None] * boxes).sum((0, 1)) / jnp.maximum(weight.sum(), _TINY)
+        return box, weight.max(1).mean(), jnp.where(is_found, flat_labels[row], -1)
+
+    # One after another, so that memory stays O(n).
+    fused, fused_scores, fused_labels = jax.lax.map(lambda pair: fuse(*pair), (rows, found))
+    order = jnp.argsort(-jnp.where(fused_labels >= 0, fused_scores, -jnp.inf))
+    return fused[order], fused_scores[order], fused_labels[order]

@@ -36,6 +36,8 @@ Region = tuple[slice, ...]
 Transform = Callable[[Example], Example]
 """Deterministic, on the host."""
 
+Number = float | jax.Array
+"""A number that may be traced, such as one in which models trained together differ."""
 Augment = Callable[[jax.Array, dict[str, jax.Array]], dict[str, jax.Array]]
 """Random, on the device, one example at a time: (key, example) -> example."""
 
@@ -162,6 +164,10 @@ class Task(Protocol):
 
     def predict(self, outputs: Any, batch: Batch) -> Any:
         """Turn outputs into predictions on the device; keeps the batch axis."""
+        ...
+
+    def combine(self, predictions: Any) -> Any:
+        """One prediction from those of several models, along the first axis; on the device."""
         ...
 
     def restore(self, prediction: Any, example: Example) -> Any:

@@ -123,3 +123,29 @@ def test_gradients_are_finite_for_degenerate_boxes():
     pairs = jnp.array([[0.0, 0, 0, 0], [5, 5, 1, 1], [0, 0, 2, 2]])
     grad = jax.grad(lambda x: bx.giou(x, pairs[::-1]).sum())(pairs)
     assert jnp.isfinite(grad).all()
+
+
+def test_fused_boxes_are_what_the_models_agree_on():
+    found = [[[0, 0, 10, 10], [20, 20, 30, 30]], [[0, 0, 10, 12], [50, 50, 60, 60]]]
+    scores = jnp.array([[0.9, 0.8], [0.3, 0.2]])
+    labels = jnp.array([[1, 0], [1, -1]])
+    boxes, fused, names = jax.jit(bx.fuse_boxes, static_argnames="max_boxes")(
+        jnp.array(found, jnp.float32), scores, labels, max_boxes=3
+    )
+    # Both saw the first, of which the surer one weighs more; one saw the second; padding is none.
+    np.testing.assert_allclose(boxes[0], [0, 0, 10, (0.9 * 10 + 0.3 * 12) / 1.2], rtol=1e-6)
+    np.testing.assert_allclose(boxes[1], [20, 20, 30, 30])
+    np.testing.assert_allclose(fused, [0.6, 0.4, 0.0], rtol=1e-6)
+    assert names.tolist() == [1, 0, -1]
+
+
+def test_boxes_of_other_labels_are_not_fused():
+    same = jnp.array([[[0.0, 0, 4, 4]], [[0.0, 0, 4, 4]]])
+    _, scores, labels = bx.fuse_boxes(
+        same, jnp.array([[0.5], [0.7]]), jnp.array([[0], [1]]), max_boxes=2
+    )
+    assert labels.tolist() == [1, 0]
+    np.testing.assert_allclose(scores, [0.35, 0.25])
+    one = bx.fuse_boxes(same[:1], jnp.array([[0.5]]), jnp.array([[0]]), max_boxes=1)
+    np.testing.assert_allclose(one[0], same[0])
+    np.testing.assert_allclose(one[1], [0.5])

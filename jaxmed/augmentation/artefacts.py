@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from jaxmed.augmentation.compose import DeviceExample, check_range, random_apply
 from jaxmed.augmentation.intensity import reduce_spatial
-from jaxmed.types import Augment
+from jaxmed.types import Augment, Number
 
 
-def bias_field(*, strength: float = 0.3, order: int = 3, probability: float = 1.0) -> Augment:
+def bias_field(*, strength: float = 0.3, order: int = 3, probability: Number = 1.0) -> Augment:
     """Uneven sensitivity of an MR coil: multiply by exp of a random polynomial of the position.
 
     Values are counted from the least one of the channel, so that the dark surround stays dark
@@ -48,7 +48,7 @@ def bias_field(*, strength: float = 0.3, order: int = 3, probability: float = 1.
     return random_apply(apply, probability=probability)
 
 
-def ringing(*, cutoff: tuple[float, float] = (0.4, 0.9), probability: float = 1.0) -> Augment:
+def ringing(*, cutoff: tuple[float, float] = (0.4, 0.9), probability: Number = 1.0) -> Augment:
     """Gibbs ringing: drop the high frequencies of an MR acquisition along one drawn axis.
 
     Args:

@@ -5,27 +5,28 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxmed.types import Augment, UserError
+from jaxmed.types import Augment, Number, UserError
 
 DeviceExample = dict[str, jax.Array]
 
 
-def compose(*augments: Augment) -> Augment:
-    """Apply augmentations in the order given.
+def compose(*augments: Augment | None) -> Augment:
+    """Apply augmentations in the order given; None holds a place and does nothing.
 
-    Each has a key of its own, made from its place in the list, so that one more at the end leaves
-    what the earlier ones draw as it was.
+    Each has a key of its own, made from its place in the list, so that switching one off or adding
+    one at the end leaves what the others draw as it was.
     """
 
     def apply(key: jax.Array, example: DeviceExample) -> DeviceExample:
         for place, augment in enumerate(augments):
-            example = augment(jax.random.fold_in(key, place), example)
+            if augment is not None:
+                example = augment(jax.random.fold_in(key, place), example)
         return example
 
     return apply
 
 
-def random_apply(augment: Augment, *, probability: float) -> Augment:
+def random_apply(augment: Augment, *, probability: Number) -> Augment:
     """Apply an augmentation to a part of the examples.
 
     Under `vmap` a `lax.cond` becomes a `select` that computes both sides anyway, so this selects
@@ -33,17 +34,18 @@ def random_apply(augment: Augment, *, probability: float) -> Augment:
 
     Args:
         augment: what to apply.
-        probability: of an example being changed, 0 to 1.
+        probability: of an example being changed, 0 to 1; may be traced.
 
     Raises:
         UserError: if the probability is outside 0 to 1.
     """
     check_probability(probability)
-    if probability == 1:
-        return augment
+    always = not isinstance(probability, jax.Array) and probability == 1
 
     def apply(key: jax.Array, example: DeviceExample) -> DeviceExample:
         decide, draw = jax.random.split(key)
+        if always:
+            return augment(draw, example)
         chosen = jax.random.bernoulli(decide, probability)
         changed = augment(draw, example)
         # What an augmentation hands through untouched needs no select.
@@ -55,9 +57,9 @@ def random_apply(augment: Augment, *, probability: float) -> Augment:
     return apply
 
 
-def check_probability(probability: float) -> None:
-    """Refuse what is not a probability."""
-    if not 0 <= probability <= 1:
+def check_probability(probability: Number) -> None:
+    """Refuse what is not a probability; of a traced one nobody can tell."""
+    if not isinstance(probability, jax.Array) and not 0 <= probability <= 1:
         raise UserError(f"augmentation: probability is {probability}; set it from 0 to 1")
 
 

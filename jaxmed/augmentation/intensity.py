@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmed.augmentation.compose import check_range, random_apply
-from jaxmed.types import Augment
+from jaxmed.types import Augment, Number
 
 Image = Float[Array, "*spatial channels"]
 
@@ -42,7 +42,7 @@ def brightness(
     factor: tuple[float, float] = (0.75, 1.25),
     shift: float = 0.0,
     per_channel: bool = False,
-    probability: float = 1.0,
+    probability: Number = 1.0,
 ) -> Augment:
     """Multiply by a factor, then add up to `shift` standard deviations either way."""
     check_range("brightness factor", factor, least=0.0)
@@ -62,7 +62,7 @@ def contrast(
     factor: tuple[float, float] = (0.75, 1.25),
     preserve_range: bool = True,
     per_channel: bool = False,
-    probability: float = 1.0,
+    probability: Number = 1.0,
 ) -> Augment:
     """Stretch or squeeze values about the mean of their channel.
 
@@ -90,7 +90,7 @@ def gamma(
     inverted: bool = False,
     retain_stats: bool = True,
     per_channel: bool = False,
-    probability: float = 1.0,
+    probability: Number = 1.0,
 ) -> Augment:
     """Raise to a power within the range of the channel: y = ((x - min) / range)^g * range + min.
 
@@ -123,7 +123,7 @@ def gamma(
 
 
 def gaussian_noise(
-    *, std: tuple[float, float] = (0.0, 0.3), per_channel: bool = False, probability: float = 1.0
+    *, std: tuple[float, float] = (0.0, 0.3), per_channel: bool = False, probability: Number = 1.0
 ) -> Augment:
     """Add white noise of a drawn strength, in standard deviations of the channel."""
     check_range("noise std", std)
@@ -140,7 +140,7 @@ def gaussian_blur(
     *,
     sigma: tuple[float, float] = (0.5, 1.0),
     per_channel: bool = False,
-    probability: float = 1.0,
+    probability: Number = 1.0,
 ) -> Augment:
     """Blur by a Gaussian of a drawn width in voxels, cut off at three times the largest one.
 
@@ -171,7 +171,7 @@ def low_resolution(
     *,
     zoom: tuple[float, float] = (0.5, 1.0),
     axes: Sequence[int] | None = None,
-    probability: float = 1.0,
+    probability: Number = 1.0,
 ) -> Augment:
     """Imitate a coarser scan: nearest voxels of a grid `zoom` times as fine, linearly enlarged.
 
@@ -232,7 +232,7 @@ def colour_jitter(
     *,
     gain: tuple[float, float] = (0.9, 1.1),
     offset: float = 0.05,
-    probability: float = 1.0,
+    probability: Number = 1.0,
 ) -> Augment:
     """Vary each channel on its own: stain, white balance and illumination of colour images.
 
@@ -249,7 +249,7 @@ def colour_jitter(
     return _on_image(change, probability)
 
 
-def cutout(*, size: float = 0.25, holes: int = 1, probability: float = 1.0) -> Augment:
+def cutout(*, size: float = 0.25, holes: int = 1, probability: Number = 1.0) -> Augment:
     """Paint boxes with the mean of the image (DeVries and Taylor, arXiv:1708.04552).
 
     Labels stay as they are: the network has to conclude from what is around.
@@ -275,7 +275,7 @@ def cutout(*, size: float = 0.25, holes: int = 1, probability: float = 1.0) -> A
     return _on_image(change, probability)
 
 
-def _on_image(change: Callable[[jax.Array, Image], Image], probability: float) -> Augment:
+def _on_image(change: Callable[[jax.Array, Image], Image], probability: Number) -> Augment:
     """An augmentation of the image alone, from a function (key, image) -> image."""
     return random_apply(
         lambda key, example: {**example, "image": change(key, example["image"])},

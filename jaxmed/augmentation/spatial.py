@@ -15,10 +15,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxmed.augmentation.compose import DeviceExample, check_probability, check_range
 from jaxmed.augmentation.intensity import reduce_spatial
-from jaxmed.types import Augment, UserError
+from jaxmed.types import Augment, Number, UserError
 
 
-def flip(*, axes: Sequence[int] | None = None, probability: float = 0.5) -> Augment:
+def flip(*, axes: Sequence[int] | None = None, probability: Number = 0.5) -> Augment:
     """Mirror along spatial axes, each decided apart.
 
     Args:
@@ -83,14 +83,14 @@ def quarter_turns(*, axes: tuple[int, int] = (0, 1)) -> Augment:
 
 def affine(
     *,
-    rotation: float | Sequence[float] = 0.0,
+    rotation: Number | Sequence[float] = 0.0,
     scale: tuple[float, float] = (1.0, 1.0),
     shear: float = 0.0,
-    translation: float = 0.0,
+    translation: Number = 0.0,
     axes: Sequence[int] | None = None,
     fill: float | str = "minimum",
     min_visible: float = 0.3,
-    probability: float = 1.0,
+    probability: Number = 1.0,
 ) -> Augment:
     """Rotate, scale, shear and shift about the middle, in one resampling.
 
@@ -166,11 +166,11 @@ def _draw_affine(
     shape: tuple[int, ...],
     axes: tuple[int, ...],
     *,
-    rotation: float | Sequence[float],
+    rotation: Number | Sequence[float],
     scale: tuple[float, float],
     shear: float,
-    translation: float,
-    probability: float,
+    translation: Number,
+    probability: Number,
 ) -> tuple[Float[Array, "ndim ndim"], Float[Array, "ndim ndim"], Float[Array, " ndim"]]:
     """Draw the matrix from output to input, its inverse, and the shift of the output in voxels.
 
@@ -184,7 +184,7 @@ def _draw_affine(
     low, high = math.log(scale[0]), math.log(scale[1])
     magnification = jnp.exp(does[1] * (low + (high - low) * drawn[4]))
     signed = 2 * drawn[5:] - 1
-    largest = np.deg2rad(np.broadcast_to(rotation, (len(planes),)))
+    largest = jnp.deg2rad(jnp.broadcast_to(jnp.asarray(rotation, jnp.float32), (len(planes),)))
     angles = does[0] * largest * signed[: len(planes)]
     slopes = does[2] * shear * signed[len(planes) : 2 * len(planes)]
     shifts = does[3] * translation * signed[2 * len(planes) :]

@@ -22,6 +22,7 @@ from jaxmed.augmentation import intensity as look
 from jaxmed.augmentation import spatial as place
 from jaxmed.augmentation.compose import compose
 from jaxmed.benchmark import networks, sizes
+from jaxmed.benchmark.scale_cases import SCALE_CASES
 from jaxmed.benchmark.timing import Work, compile_work
 from jaxmed.build.preparation import Prepare, PrepareForTraining, TrainingView
 from jaxmed.data.images import read_image
@@ -37,7 +38,7 @@ from jaxmed.training.checkpoints import Checkpoints
 from jaxmed.training.state import network_variables
 from jaxmed.training.step import make_step
 
-CASES: dict[str, Callable[[], Work]] = {}
+CASES: dict[str, Callable[[], Work]] = dict(SCALE_CASES)
 """Every case by its name."""
 
 
@@ -93,7 +94,7 @@ def _bfloat16(make: Callable[[], Work]) -> Callable[[], Work]:
     return made
 
 
-for _name in ("step_unet2d", "step_unet3d", "step_resnet18"):
+for _name in [f"{use}_{net}" for use in ("step", "forward") for net in list(_NETWORKS)[:3]]:
     CASES[f"{_name}_bfloat16"] = _bfloat16(CASES[_name])
 
 

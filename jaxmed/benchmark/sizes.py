@@ -27,6 +27,9 @@ UNETS = {
     "unet3d": UNetSize(2, (64, 64, 64), (16, 32, 64, 128)),
 }
 
+HIPPOCAMPUS = UNetSize(4, (40, 56, 40), (16, 32, 64, 128))
+SMALL_UNET = UNetSize(8, (64, 64), (8, 16, 32, 64))
+
 RESNET = (128, (28, 28), 3)
 """Batch, shape and channels: those of MedMNIST."""
 RESNET_CLASSES = 9

@@ -28,7 +28,7 @@ def base_config(
 
     Args:
         task: classification, detection or segmentation.
-        layout: of the data, a key of `pieces.SOURCES`.
+        layout: of the data, a key of `datasets.SOURCES`.
         presets: flat settings of each preset of a config file.
         preset: which of them.
 
@@ -68,9 +68,19 @@ def _defaults(task: str) -> ConfigDict:
                 "log_every": 0,  # 0: 20 steps, or more often in short runs
                 "evaluate_every": 0,  # 0: ten times, but not more often than every 50 steps
                 "checkpoint_every": 0,  # 0: likewise
+                "steps_per_call": 0,  # of the program; 0: 1, or 8 where the device holds the cases
                 "early_stopping": 0,  # evaluations without improvement; 0 is off
+                # Several models in one program: each combination of these three.
+                "folds": 0,  # of a cross-validation over train and val; 0 is off
+                "seeds": 1,  # that many, from `seed` on
+                "vary": "",  # such as optimizer.learning_rate=1e-3,3e-4;model.dropout=0,0.2
             },
-            "sharding": {"mode": "jit", "fsdp": False, "devices": 0},  # devices: 0 is all
+            "sharding": {
+                "mode": "jit",
+                "fsdp": False,
+                "devices": 0,  # 0 is all
+                "members": "auto",  # models trained together: vmap, loop, or what suits the device
+            },
             "evaluation": {
                 "batch_size": 0,  # 0: the training batch
                 "overlap": 0.5,  # of sliding windows (segmentation)
@@ -108,6 +118,9 @@ def _data_config() -> dict[str, Any]:
         "batch_size": 0,  # plan
         "workers": 0,  # processes that read; 0 reads in threads
         "cache_gb": 4.0,  # of preprocessed cases kept in memory
+        # Whether the device holds all training cases: always, never, or auto: on accelerators,
+        # where they take less than a quarter of its memory.
+        "on_device": "auto",
         "kind": "cells",  # of phantoms: cells or body
         "ndim": 2,
         "count": 400,

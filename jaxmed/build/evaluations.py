@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,27 +10,21 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed.build import pieces
-from jaxmed.build.checks import useless_keys
-from jaxmed.build.config import config_of_run, differences, flatten, write_json
+from jaxmed.build import datasets
+from jaxmed.build.config import differences, flatten
+from jaxmed.build.ensembles import Group, make_groups, predict_groups
+from jaxmed.build.evaluation_output import write_evaluation
+from jaxmed.build.members import rows_of
 from jaxmed.build.trained import TrainedRun, check_image, load_run
 from jaxmed.build.workdir import read_split, read_split_ids
 from jaxmed.data.sources.findings import some
-from jaxmed.evaluation import curves, pictures
 from jaxmed.evaluation.evaluate import (
-    predict_cases,
     score_cases,
     summarize_cases,
-    write_cases,
 )
-from jaxmed.evaluation.report import write_report
 from jaxmed.preprocessing.fingerprint import digest
-from jaxmed.training.logging import METRICS_FILE, read_log
-from jaxmed.training.processes import gather_rows, is_first, share_of, wait_for_all
-from jaxmed.types import Example, Row, Source, UserError, count_of
-
-PICTURES_A_GROUP = 3
-FEW_CASES = 20
+from jaxmed.training.processes import gather_rows, is_first, wait_for_all
+from jaxmed.types import Row, Source, UserError
 
 
 def evaluate_run(
@@ -64,7 +57,7 @@ def evaluate_run(
             config.data.class_names = run.info.class_names
         if "data.channels" in run.run["planned"]:
             config.data.channels = 0  # as the files are: nothing is converted that was not told to
-        source = pieces.make_source(config)
+        source = datasets.make_source(config)
         for note in source.notes:
             print(f"data: {note}")
     _check_fits(run, source)
@@ -74,22 +67,38 @@ def evaluate_run(
     settings, notes = run.experiment.config, list(source.notes)
     if part == "all" or not is_own:
         # The parts of the run's own data were looked through when it was trained.
-        split, found = pieces.look_through_data(
+        split, found = datasets.look_through_data(
             settings, source, {part: rows}, check=functools.partial(check_image, run)
         )
         rows, notes = split[part], notes + found
     task = run.experiment.task
-    prepare = run.experiment.prepare
-    cases = predict_cases(run.predict, task, source, share_of(rows), prepare=prepare)
-    scores = gather_rows(score_cases(cases, task))
-    summary = {
-        "metrics": summarize_cases(
+    # The folds of the run's own data are each predicted by the models that did not see them.
+    folds = read_split(workdir, source) if is_own and part == "val" and run.chosen else None
+
+    def score(groups: Sequence[Group]) -> dict[int, Row]:
+        return gather_rows(score_cases(predict_groups(run, source, groups), task))
+
+    def summarize(scores: Mapping[int, Row]) -> dict[str, Any]:
+        return summarize_cases(
             task,
             scores,
             patients=source.patients,
             resamples=settings.evaluation.resamples,
             seed=settings.seed,
-        ),
+        )
+
+    groups = make_groups(run, rows, folds)
+    single = {
+        place: score(make_groups(run, rows, folds, place=place))
+        for place in range(len(run.experiment.members))
+        if folds is not None and np.isfinite(run.best["score"][place])
+    }
+    if single and all(len(members) == 1 for _, members in groups):
+        scores = {row: own for _, [i] in groups for row, own in single[i].items()}
+    else:
+        scores = score(groups)
+    summary = {
+        "metrics": summarize(scores),
         "step": run.step,
         "parameters_sha256": run.sha256,
         "part": part,
@@ -101,45 +110,35 @@ def evaluate_run(
         "also_in_training": overlap,
         "notes": notes,
     }
+    if run.chosen:
+        summary["ensemble"] = [run.experiment.members[i].name for i in run.chosen]
+    if folds is not None:
+        summary["members"] = [
+            {
+                "name": run.experiment.members[place].name,
+                "step": int(run.best["step"][place]),
+                "chosen": place in run.chosen,
+                "metrics": summarize(own),
+            }
+            for place, own in single.items()
+        ]
+        summary["spread"] = spread_of([m["metrics"] for m in summary["members"] if m["chosen"]])
     if is_first():
         shown = part if is_own else f"{part} of {settings.data.path or source.info.name}"
-        _write_evaluation(workdir, run, source, scores, summary, shown=shown)
+        write_evaluation(workdir, run, source, groups, scores, summary, shown=shown)
     wait_for_all("evaluation: written")
     return summary
 
 
-def _write_evaluation(
-    workdir: Path,
-    run: TrainedRun,
-    source: Source,
-    scores: Mapping[int, Row],
-    summary: Mapping[str, Any],
-    *,
-    shown: str,
-) -> None:
-    """Write and print everything that an evaluation gives."""
-    part, task = summary["part"], run.experiment.task
-    folder = workdir / "evaluation" / part
-    folder.mkdir(parents=True, exist_ok=True)
-    _note_replacement(folder / "summary.json", summary)
-    write_json(folder / "summary.json", summary)
-    described = {row: task.describe(score) for row, score in scores.items()}
-    write_cases(folder / "cases.csv", source.ids, described)
-    best = f"checkpoint with the best {task.main_score} (step {run.step})"
-    print_table(summary, title=f"{part}: {count_of(len(scores), 'case')}, {best}")
-    figures = curves.draw_curves(run.info, scores, folder)
-    examples = _draw_examples(run, source, described, folder)
-    _write_report(workdir, run, figures, examples, shown=shown)
-    print(f"report: {workdir / 'report.html'}")
-
-
-def _note_replacement(path: Path, summary: Mapping[str, Any]) -> None:
-    """Say so where the evaluation of another data set is about to be replaced."""
-    if not path.is_file():
-        return
-    old = json.loads(path.read_text(encoding="utf-8"))
-    if old["data_sha256"] != summary["data_sha256"]:
-        print(f"note: this replaces the evaluation of {old['data_path']} in {path.parent}")
+def spread_of(summaries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation (of a sample) of each score over the models that have it."""
+    spread = {}
+    for name in dict.fromkeys(name for metrics in summaries for name in metrics):
+        found = [metrics[name]["value"] for metrics in summaries if name in metrics]
+        known = [value for value in found if value is not None]
+        if len(known) > 1:
+            spread[name] = {"mean": float(np.mean(known)), "std": float(np.std(known, ddof=1))}
+    return spread
 
 
 def find_part(workdir: Path, source: Source, part: str, *, is_own: bool) -> tuple[list[int], int]:
@@ -152,11 +151,10 @@ def find_part(workdir: Path, source: Source, part: str, *, is_own: bool) -> tupl
     if part == "all":
         rows = list(range(len(source)))
     elif is_own:
-        split = read_split(workdir, source) or {}
-        rows = split.get(part, [])
+        rows = rows_of(read_split(workdir, source) or {}, part)
     else:
         rows = list(source.parts.get(part, []))
-    if not rows and not is_own and part in saved:
+    if not rows and not is_own and rows_of(saved, part):
         ids = {name for names in saved.values() for name in names}
         gone = sorted(ids - set(source.ids))
         # Where most are there it is the run's own set, of which some are lost.
@@ -172,7 +170,7 @@ def find_part(workdir: Path, source: Source, part: str, *, is_own: bool) -> tupl
             "--split=all --config.data.path=OTHER"
         )
     # The run's own parts do not overlap; of its whole, or of other data, cases may.
-    trained = set() if is_own and part != "all" else set(saved["train"])
+    trained = set() if is_own and part != "all" else set(rows_of(saved, "train"))
     overlap = sum(source.ids[row] in trained for row in rows)
     if overlap:
         print(f"note: {overlap} of the {len(rows)} cases have ids that were trained on")
@@ -187,124 +185,3 @@ def _check_fits(run: TrainedRun, source: Source) -> None:
                 f"data.path={run.experiment.config.data.path}: {name} is {found}; the run was "
                 f"trained on {trained}"
             )
-
-
-def print_table(summary: Mapping[str, Any], *, title: str) -> None:
-    """Print the scores with their intervals."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title)
-    for column in ("score", "value", "95 % interval", "cases"):
-        table.add_column(column, justify="left" if column == "score" else "right")
-    for name, entry in summary["metrics"].items():
-        if entry["value"] is None:
-            table.add_row(name, "-", "undefined", str(entry["n"]))
-            continue
-        interval = "-" if entry["low"] is None else f"{entry['low']:.3f} to {entry['high']:.3f}"
-        table.add_row(name, f"{entry['value']:.3f}", interval, str(entry["n"]))
-    Console().print(table)
-    if summary["cases"] < FEW_CASES:
-        print(f"note: of {count_of(summary['cases'], 'case')} even intervals say little")
-
-
-def choose_cases(described: Mapping[int, Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Rows of the worst, typical (around the median) and best cases; none twice."""
-    ranked = sorted(
-        (row for row, told in described.items() if np.isfinite(told["score"])),
-        key=lambda row: described[row]["score"],
-    )
-    size = min(PICTURES_A_GROUP, -(-len(ranked) // 3))
-    worst, best = ranked[:size], ranked[size:][::-1][:size]
-    between = ranked[len(worst) : len(ranked) - len(best)]
-    middle = max(0, (len(between) - size) // 2)
-    return {"worst": worst, "typical": between[middle : middle + size], "best": best}
-
-
-def _draw_examples(
-    run: TrainedRun, source: Source, described: Mapping[int, Mapping[str, Any]], folder: Path
-) -> dict[str, list[dict[str, Any]]]:
-    """Pictures of chosen cases, each predicted once more and drawn beside its truth."""
-    groups = choose_cases(described)
-    rows = [row for group in groups.values() for row in group]
-    task, prepare = run.experiment.task, run.experiment.prepare
-    drawn: dict[int, dict[str, Any]] = {}
-    for row, example, prediction in predict_cases(run.predict, task, source, rows, prepare=prepare):
-        name = next(g for g, members in groups.items() if row in members)
-        path = folder / "pictures" / f"{name}_{groups[name].index(row)}.png"
-        path.parent.mkdir(exist_ok=True)
-        told = described[row]
-        pictures.draw_overlay(
-            path,
-            example["image"],
-            **pictures_of(run, example, prediction),
-            class_names=run.info.class_names,
-        )
-        drawn[row] = {
-            "id": source.ids[row],
-            "score": told["score"],
-            "picture": path,
-            "caption": ", ".join(
-                f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}"
-                for k, v in list(told.items())[:6]
-            ),
-        }
-    return {name: [drawn[row] for row in group] for name, group in groups.items()}
-
-
-def pictures_of(run: TrainedRun, example: Example, prediction: Any) -> dict[str, Any]:
-    """Prediction and truth of a case as the arguments of a picture."""
-    from jaxmed.build.predictions import drawn_prediction
-
-    shown = drawn_prediction(
-        prediction, run.info, least_score=run.experiment.config.evaluation.score_threshold
-    )
-    if run.info.task == "segmentation":
-        shown["true_mask"] = example["mask"]
-    elif run.info.task == "detection":
-        shown |= {"true_boxes": example["boxes"], "true_labels": example["box_label"]}
-    else:
-        names = run.info.class_names
-        label = example["label"]
-        truth = (
-            "+".join(n for n, on in zip(names, label, strict=True) if on)
-            if label.ndim
-            else names[int(label)]
-        )
-        shown["title"] = f"{shown['title']} (is {truth or 'none'})"
-    return shown
-
-
-def _write_report(
-    workdir: Path,
-    run: TrainedRun,
-    figures: Sequence[Any],
-    examples: Mapping[str, Any],
-    *,
-    shown: str,
-) -> None:
-    useless = useless_keys(config_of_run(run.run))
-    history = []
-    log = workdir / METRICS_FILE
-    if log.is_file():
-        history = read_log(log)
-    summaries = {
-        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
-        # Its own parts first: other data may have been trained on.
-        for path in sorted(
-            workdir.glob("evaluation/*/summary.json"),
-            key=lambda path: ("train val test".find(path.parent.name), path),
-            reverse=True,
-        )
-    }
-    write_report(
-        workdir / "report.html",
-        title=f"{run.info.name}: {run.info.task}",
-        config={k: v for k, v in flatten(run.run["config"]).items() if k not in useless},
-        history=history,
-        summaries=summaries,
-        cases=examples,
-        curves=figures,
-        shown=shown,
-        notes=run.run["data"]["notes"],
-    )

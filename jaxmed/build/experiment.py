@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
+import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,14 +15,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build import pieces, preparation
-from jaxmed.build.checks import check_fits
-from jaxmed.build.config import flatten, update
-from jaxmed.data.loader import stack_examples
+from jaxmed.build.config import choose, flatten
+from jaxmed.build.members import Member, member_config, rows_of
+from jaxmed.data.loader import Batches, Stream, joint_batches, stack_examples, training_batches
 from jaxmed.inference.predictor import Predictor
 from jaxmed.models.convolution import use_onednn
-from jaxmed.preprocessing.fingerprint import take_fingerprint
-from jaxmed.preprocessing.plan import is_open, plan_settings, plan_steps
 from jaxmed.training.sharding import (
+    AXIS,
+    Held,
+    Lifted,
     check_batch_size,
     lift,
     make_mesh,
@@ -33,7 +33,8 @@ from jaxmed.training.sharding import (
 )
 from jaxmed.training.state import TrainState, init_state
 from jaxmed.training.step import make_step
-from jaxmed.types import DatasetInfo, Example, Source, UserError
+from jaxmed.training.together import LiftedTogether, init_together, make_member_mesh
+from jaxmed.types import DatasetInfo, Example, UserError
 
 
 class Experiment:
@@ -43,10 +44,21 @@ class Experiment:
         config: resolved.
         info: of the data set; `channels` are those of the network's input.
         class_counts: of the training part, for balanced class weights.
+        members: the models, where several are trained together.
     """
 
-    def __init__(self, config: ConfigDict, info: DatasetInfo, class_counts: Sequence[int] = ()):
+    def __init__(
+        self,
+        config: ConfigDict,
+        info: DatasetInfo,
+        class_counts: Sequence[int] = (),
+        members: Sequence[Member] = (),
+    ):
         self.config = config
+        self.members = tuple(members)
+        # Keys whose values are traced, because models differ in them; the optimizer's all are.
+        changed = {key for member in members for key in member.changes}
+        self.traced = tuple(sorted(key for key in changed if not key.startswith("optimizer.")))
         self.info = dataclasses.replace(info, channels=config.data.channels)
         self.task = pieces.make_task(config, info, class_counts=class_counts)
         self.quick_task = pieces.make_task(config, info, class_counts=class_counts, quick=True)
@@ -55,6 +67,15 @@ class Experiment:
         self.prepare_batch = preparation.make_prepare_batch(config)
         self.augment = pieces.make_augment(config, self.info)
         self.optimizer, self.schedule, self.hyper = pieces.make_optimization(config)
+        self.hyper |= self.numbers_of(config)
+        self.member_configs = [member_config(config, member) for member in members]
+        for own in self.member_configs:  # traced numbers cannot be checked any more
+            pieces.make_augment(own, self.info)
+
+    def numbers_of(self, config: ConfigDict) -> dict[str, np.ndarray]:
+        """What is traced, with its values in a member's config."""
+        flat = flatten(config)
+        return {key: np.asarray(flat[key], np.float32) for key in self.traced}
 
     @property
     def outputs(self) -> int:
@@ -72,7 +93,10 @@ class Experiment:
             raise UserError(
                 "sharding.devices is of one process; several use all devices: leave it 0"
             )
-        return make_mesh(devices[: wanted or None])
+        devices = devices[: wanted or None]
+        if self.members:
+            return make_member_mesh(devices, members=len(self.members))
+        return make_mesh(devices)
 
     @property
     def local_mesh(self) -> Any:
@@ -84,44 +108,187 @@ class Experiment:
         """The network, as it is evaluated."""
         return pieces.make_model(self.config, self.info, outputs=self.outputs)
 
-    def init_state(self, key: jax.Array) -> TrainState:
-        """A fresh state; jittable."""
+    def init_state(self, key: jax.Array, hyper: Mapping[str, Any] | None = None) -> TrainState:
+        """A fresh state of one model; jittable."""
         shape = (1, *preparation.input_shape(self.config), self.config.data.channels)
         return init_state(
             lambda k: self.model.init(k, jnp.zeros(shape, jnp.float32)),
             self.optimizer,
             key=key,
-            hyper=self.hyper,
-            ema=self.config.optimizer.ema > 0,
+            hyper=self.hyper if hyper is None else hyper,
+            ema="ema_decay" in self.hyper,
+            keep_best=bool(self.members),
         )
+
+    def init_members(self, keys: jax.Array, hyper: Mapping[str, Any]) -> TrainState:
+        """A fresh state of all models; jittable."""
+        return init_together(self.init_state, keys, hyper)
+
+    def _start(self) -> tuple[Callable[..., TrainState], tuple[Any, ...]]:
+        """What makes a fresh state, of one model or of all, and its arguments."""
+        if not self.members:
+            return self.init_state, (jax.random.key(self.config.seed),)
+        keys = jnp.stack([jax.random.key(config.seed) for config in self.member_configs])
+        hyper = [
+            pieces.make_optimization(config)[2] | self.numbers_of(config)
+            for config in self.member_configs
+        ]
+        return self.init_members, (keys, jax.tree.map(lambda *x: np.stack(x), *hyper))
+
+    def fresh_state(self, lifted: Lifted) -> TrainState:
+        """A placed state of all models, before the first step."""
+        make, arguments = self._start()
+        return lifted.init(make, *arguments)
 
     @cached_property
     def abstract_state(self) -> TrainState:
-        """Shapes and types of the state."""
+        """Shapes and types of the state of all models."""
+        make, arguments = self._start()
+        return jax.eval_shape(make, *arguments)
+
+    @cached_property
+    def abstract_member(self) -> TrainState:
+        """Shapes and types of the state of one model."""
         return jax.eval_shape(self.init_state, jax.random.key(self.config.seed))
 
     def make_step(self, *, mapped: bool = False) -> Callable[..., Any]:
-        """The training step, not yet lifted; `mapped` is for `pmap`."""
-        model = pieces.make_model(self.config, self.info, outputs=self.outputs, mapped=mapped)
-        return make_step(
-            model_apply=model.apply,
-            task=self.task,
-            optimizer=self.optimizer,
-            schedule=self.schedule,
-            augment=self.augment,
-            prepare_batch=self.prepare_batch,
-        )
+        """The training step of one model, not yet lifted; `mapped` is for a map over devices."""
 
-    @cached_property
-    def lifted(self) -> Any:
-        """The training step on its devices."""
+        def step(state: TrainState, batch: Any, *, axis_name: str | None = None) -> Any:
+            numbers = {key: state.hyper[key] for key in self.traced}
+            model = pieces.make_model(
+                self.config, self.info, outputs=self.outputs, mapped=mapped, numbers=numbers
+            )
+            made = make_step(
+                model_apply=model.apply,
+                task=self.task,
+                optimizer=self.optimizer,
+                schedule=self.schedule,
+                augment=pieces.make_augment(self.config, self.info, numbers),
+                prepare_batch=preparation.make_prepare_batch(self.config, numbers),
+            )
+            return made(state, batch, axis_name=axis_name)
+
+        return step
+
+    def lift(self, held: Mapping[str, np.ndarray] | None = None) -> Lifted:
+        """The training step on its devices, which may hold the training cases."""
+        stored = None
+        if held is not None:
+            cut = functools.partial(preparation.cut_held, patch=self.view.patch)
+            stored = Held(held, cut)
         check_batch_size(self.config.data.batch_size, self.mesh)
         shardings = None
-        if self.config.sharding.fsdp:
+        mode, fsdp = self.config.sharding.mode, self.config.sharding.fsdp
+        if self.members:
+            if mode != "jit" or fsdp:
+                raise UserError(
+                    "models trained together (training.folds, seeds, vary) need sharding.mode=jit "
+                    "and no sharding.fsdp"
+                )
+            return LiftedTogether(
+                self.make_step(mapped=self.mesh.shape[AXIS] > 1),
+                mesh=self.mesh,
+                streams=self.streams[1],
+                layout=self.config.sharding.members,
+                held=stored,
+            )
+        if fsdp:
             shardings = state_shardings(self.abstract_state, self.mesh, fsdp=True)
-        mode = self.config.sharding.mode
         step = self.make_step(mapped=mode == "pmap")
-        return lift(step, mesh=self.mesh, mode=mode, state_shardings=shardings)
+        return lift(step, mesh=self.mesh, mode=mode, state_shardings=shardings, held=stored)
+
+    def hold(self, source: Any, rows: Sequence[int]) -> dict[str, np.ndarray] | None:
+        """The training cases as arrays for the devices to hold; None where they are not to.
+
+        Args:
+            source: with prepared cases.
+            rows: of the training part.
+
+        Raises:
+            UserError: where they must be held and cannot.
+        """
+        how = self.config.data.on_device
+        choose(dict.fromkeys(("auto", "always", "never")), how, key="data.on_device")
+        statistics = self.mesh.local_devices[0].memory_stats() or {}
+        most = statistics.get("bytes_limit", 0) // 4
+        if how == "never" or (how == "auto" and jax.default_backend() == "cpu"):
+            return None
+        if how == "always":
+            most = sys.maxsize
+        # Statistics of folds differ, and with them what lies beyond a small image.
+        views = {preparation.make_training_view(config) for config in self.member_configs}
+        held = None
+        if len(views) <= 1:
+            held = preparation.hold_examples(source, rows, self.view, max_bytes=most)
+        if held is None and how == "always":
+            raise UserError(
+                "data.on_device is 'always', but the cases differ in type or size, or the folds "
+                "in their statistics; use auto"
+            )
+        return held
+
+    @cached_property
+    def streams(self) -> tuple[list[int], list[int]]:
+        """Members that learn from different data, and for each member the place of its own there.
+
+        Members of one fold and seed see the same batches, which are then loaded once.
+        """
+        known: dict[tuple[int | None, int], int] = {}
+        first = []
+        for place, member in enumerate(self.members):
+            if (member.fold, member.seed) not in known:
+                known[member.fold, member.seed] = len(known)
+                first.append(place)
+        return first, [known[member.fold, member.seed] for member in self.members]
+
+    def batches(
+        self,
+        source: Any,
+        split: Mapping[str, Sequence[int]],
+        *,
+        start_step: int,
+        held: Sequence[int] = (),
+    ) -> Batches:
+        """The batches of training, from a step on; of models trained together, of each stream.
+
+        Args:
+            source: with prepared cases.
+            split: rows of each part.
+            start_step: the first one.
+            held: rows that the devices hold, in their order: batches then say what to cut.
+        """
+        places = {row: place for place, row in enumerate(held)}
+
+        def view_of(config: ConfigDict) -> Any:
+            view = preparation.make_training_view(config)
+            return preparation.ChoiceOfView(view, places) if places else view
+
+        data = self.config.data
+        given = {
+            "batch_size": data.batch_size,
+            "start_step": start_step,
+            "workers": data.workers,
+        }
+        if not self.members:
+            return training_batches(
+                source,
+                split["train"],
+                seed=self.config.seed,
+                prepare=view_of(self.config),
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                **given,
+            )
+        streams = [
+            Stream(
+                rows_of(split, "train", self.members[place].fold),
+                self.members[place].seed,
+                view_of(self.member_configs[place]),
+            )
+            for place in self.streams[0]
+        ]
+        return joint_batches(source, streams, **given)
 
     def example_batch(self, example: Example) -> dict[str, Any]:
         """Shapes and types of a training batch, from one case of the source."""
@@ -138,13 +305,35 @@ class Experiment:
         # Calls out of XLA do work that it cannot count.
         with use_onednn(False):
             lowered = jax.jit(self.make_step()).lower(
-                self.abstract_state, self.example_batch(example)
+                self.abstract_member, self.example_batch(example)
             )
-        return float((lowered.cost_analysis() or {}).get("flops", 0.0))
+        one = float((lowered.cost_analysis() or {}).get("flops", 0.0))
+        return one * max(1, len(self.members))
 
     @cached_property
-    def forward(self) -> Callable[[Any, dict[str, Any]], Any]:
-        """Jitted `(variables, batch) -> predictions`, averaged over mirrored images if asked."""
+    def forward(self) -> Callable[..., Any]:
+        """Jitted `(variables, numbers, batch) -> predictions`, of one model."""
+        return jax.jit(self._forward)
+
+    @cached_property
+    def forward_ensemble(self) -> Callable[..., Any]:
+        """The same of several models, whose predictions are combined in the same program.
+
+        Variables and numbers have the models along their first axis.
+        """
+
+        def ensemble(variables: Any, numbers: Any, batch: dict[str, jax.Array]) -> Any:
+            # One after another, so that the memory for their insides is that of one.
+            each = jax.lax.map(lambda own: self._forward(*own, batch), (variables, numbers))
+            return self.task.combine(each)
+
+        return jax.jit(ensemble)
+
+    def _forward(
+        self, variables: Any, numbers: Mapping[str, Any], batch: dict[str, jax.Array]
+    ) -> Any:
+        """Predictions of a batch, averaged over mirrored images if asked."""
+        batch = preparation.make_prepare_batch(self.config, numbers)(batch)
         blend = self.info.task == "segmentation"
         flips: list[tuple[int, ...]] = [()]
         if self.config.evaluation.flips:
@@ -153,32 +342,37 @@ class Experiment:
                 tuple(a for a in axes if bits >> a & 1)
                 for bits in range(0, 2 ** (self.info.ndim + 1), 2)
             ]
+        total: Any = None
+        for axes in flips:
+            image = jnp.flip(batch["image"], axes) if axes else batch["image"]
+            outputs = self.model.apply(variables, image, train=False)
+            prediction = self.task.predict(outputs, {**batch, "image": image})
+            if axes and blend:
+                prediction = jnp.flip(prediction, axes)
+            total = prediction if total is None else total + prediction
+        return total if len(flips) == 1 else total / len(flips)
 
-        @jax.jit
-        def forward(variables: Any, batch: dict[str, jax.Array]) -> Any:
-            batch = self.prepare_batch(batch)
-            total: Any = None
-            for axes in flips:
-                image = jnp.flip(batch["image"], axes) if axes else batch["image"]
-                outputs = self.model.apply(variables, image, train=False)
-                prediction = self.task.predict(outputs, {**batch, "image": image})
-                if axes and blend:
-                    prediction = jnp.flip(prediction, axes)
-                total = prediction if total is None else total + prediction
-            return total if len(flips) == 1 else total / len(flips)
+    def predictor(self, variables: Mapping[str, Any], *, members: Sequence[int] = ()) -> Predictor:
+        """Predicts whole cases with these weights.
 
-        return forward
-
-    def predictor(self, variables: Mapping[str, Any]) -> Predictor:
-        """Predicts whole cases with these weights."""
+        Args:
+            variables: of the network; of an ensemble with the models along the first axis.
+            members: places of the models whose weights they are, where several were trained
+                together. Several are an ensemble.
+        """
         config = self.config
+        configs = [self.member_configs[place] for place in members] or [config]
+        numbers = [self.numbers_of(own) for own in configs]
+        run, held = self.forward, numbers[0]
+        if len(members) > 1:
+            run, held = self.forward_ensemble, jax.tree.map(lambda *x: np.stack(x), *numbers)
         size = config.evaluation.batch_size or config.data.batch_size
         mesh = self.local_mesh
         size = -(-size // mesh.size) * mesh.size
-        placed = jax.device_put(dict(variables), replicated(mesh))
+        placed, held = jax.device_put((dict(variables), held), replicated(mesh))
 
         def forward(batch: dict[str, np.ndarray]) -> Any:
-            return self.forward(placed, place_batch(batch, mesh))
+            return run(placed, held, place_batch(batch, mesh))
 
         return Predictor(
             forward,
@@ -186,123 +380,5 @@ class Experiment:
             batch_size=size,
             blend=self.info.task == "segmentation",
             overlap=config.evaluation.overlap,
-            fill=preparation.fill_value(config),
-        )
-
-
-# The keys that something must set before an experiment can be built.
-REQUIRED = {
-    "all": ("data.channels", "data.normalization", "data.batch_size", "training.steps"),
-    "classification": ("data.size", "data.fit", "model.width", "model.stem_strides"),
-    "detection": (
-        "data.size",
-        "data.fit",
-        "data.max_boxes",
-        "model.width",
-        "model.stem_strides",
-        "model.levels",
-        "model.head_features",
-    ),
-    "segmentation": ("data.patch", "model.features", "evaluation.nsd_tolerance"),
-}
-
-
-def resolve(
-    config: ConfigDict,
-    source: Source,
-    rows: Sequence[int],
-    *,
-    earlier: Mapping[str, Any] | None = None,
-) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
-    """Fill in what the config leaves to the plan, from the training part.
-
-    Args:
-        config: as given; not changed.
-        source: the data set.
-        rows: of the training part.
-        earlier: flat resolved config of the run that is to go on; what was left open then keeps
-            its value, so that other software or hardware cannot plan another one.
-
-    Returns:
-        the resolved config, the settings that the plan made, and the fingerprint.
-
-    Raises:
-        UserError: where something is still open, or the plan's file is wrong.
-    """
-    config = config.copy_and_resolve_references()
-    given = flatten(config)
-    fingerprint = take_fingerprint(source, rows, channels=config.data.channels)
-    settings: dict[str, Any] = {}
-    if earlier is not None:
-        settings = {k: v for k, v in earlier.items() if k in given and is_open(given[k])}
-        settings = {k: v for k, v in settings.items() if not is_open(v)}
-        if config.optimizer.schedule == "constant":
-            settings["optimizer.warmup"] = earlier["optimizer.warmup"]
-    elif config.plan == "auto":
-        settings = plan_settings(fingerprint, source.info, given)
-    elif config.plan != "none":
-        settings = {k: v for k, v in _read_plan(config.plan).items() if is_open(given.get(k))}
-    update(config, settings, where=f"plan={config.plan}")
-    if "data.batch_size" in settings and earlier is None:
-        _fit_to_devices(config, settings)
-    _check_complete(config, leave_out=("training.steps",))
-    check_fits(config, source.info)
-    if config.training.epochs and not config.training.steps:
-        steps = max(1, round(config.training.epochs * len(rows) / max(config.data.batch_size, 1)))
-        update(config, {"training.steps": steps}, where="training.epochs")
-    elif config.plan == "auto" and not config.training.steps:
-        counts = fingerprint["class_counts"]
-        draft = config.copy_and_resolve_references()
-        draft.training.steps = 1
-        experiment = Experiment(draft, source.info, counts)
-        settings["training.steps"] = plan_steps(
-            lambda: experiment.step_flops(source[rows[0]]),
-            ndim=source.info.ndim,
-            cases=len(rows),
-            batch_size=config.data.batch_size,
-        )
-        update(config, {"training.steps": settings["training.steps"]}, where="plan=auto")
-    if 0 < config.optimizer.warmup < 1:  # in steps, so that a longer run warms up alike
-        config.optimizer.warmup = float(math.ceil(config.optimizer.warmup * config.training.steps))
-    steps = config.training.steps
-    defaults = {
-        "log_every": min(20, max(1, steps // 25)),
-        "evaluate_every": max(50, steps // 10),
-        "checkpoint_every": max(50, steps // 10),
-    }
-    for key, every in defaults.items():
-        config.training[key] = config.training[key] or every
-    _check_complete(config)
-    return config, settings, fingerprint
-
-
-def _read_plan(path: str) -> dict[str, Any]:
-    try:
-        plan = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(plan, dict):
-            raise ValueError("it is no object of keys and values")
-        return flatten(plan)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"plan={path}: cannot be read ({error}); expected auto, none, or a JSON file"
-        ) from error
-
-
-def _fit_to_devices(config: ConfigDict, settings: dict[str, Any]) -> None:
-    """Round a planned batch up to what the devices can share equally."""
-    devices = config.sharding.devices or len(jax.devices())
-    size = -(-config.data.batch_size // devices) * devices
-    settings["data.batch_size"] = config.data.batch_size = size
-
-
-def _check_complete(config: ConfigDict, *, leave_out: Sequence[str] = ()) -> None:
-    flat = flatten(config)
-    required = [k for k in REQUIRED["all"] + REQUIRED[config.task] if k not in leave_out]
-    if config.data.normalization == "dataset":
-        required += ["data.intensity.mean", "data.intensity.std"]
-    missing = [k for k in required if is_open(flat[k])]
-    if missing:
-        raise UserError(
-            f"plan={config.plan} leaves {', '.join(missing)} open; set them with "
-            f"--config.{missing[0]}=..., or use plan=auto"
+            fill=float(np.mean([preparation.fill_value(own) for own in configs])),
         )

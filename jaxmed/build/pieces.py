@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.augmentation import intensity as look
 from jaxmed.augmentation import spatial as place
 from jaxmed.augmentation.compose import compose
 from jaxmed.build.config import choose
-from jaxmed.data.quality import duplicate_notes, look_through
-from jaxmed.data.sources.class_folders import ClassFolders
-from jaxmed.data.sources.coco import Coco
-from jaxmed.data.sources.findings import DataError, Findings
-from jaxmed.data.sources.medmnist import MedMNIST
-from jaxmed.data.sources.msd import Decathlon
-from jaxmed.data.sources.pairs import ImageMaskPairs
-from jaxmed.data.sources.phantoms import Phantoms
-from jaxmed.data.sources.tfds import TFDS
-from jaxmed.data.sources.voc import PascalVOC
 from jaxmed.models.blocks import NORMS
 from jaxmed.models.detector import Detector
 from jaxmed.models.resnet import STAGES, ResNet, ResNetBackbone
@@ -35,146 +24,7 @@ from jaxmed.tasks.detection import Detection
 from jaxmed.tasks.segmentation import Segmentation
 from jaxmed.training.optimizers import Optimizer, Schedule, make_optimizer, make_schedule
 from jaxmed.training.sharding import AXIS
-from jaxmed.types import Augment, DatasetInfo, Source, UserError
-
-SOURCES: dict[str, Callable[..., Source]] = {
-    "phantoms": lambda data, task: Phantoms(
-        data.kind,
-        task=task,
-        ndim=data.ndim,
-        size=tuple(data.extent) if len(data.extent) > 1 else data.extent[0],
-        count=data.count,
-        instances=data.masks == "instance",
-    ),
-    "class_folders": lambda data, task: ClassFolders(
-        data.path, label_column=data.label_column, **_conversion(data)
-    ),
-    "medmnist": lambda data, task: MedMNIST(
-        data.path or "data",
-        name=data.name or None,
-        class_names=tuple(data.class_names) or None,
-        download=data.download,
-    ),
-    "voc": lambda data, task: PascalVOC(data.path, invalid=data.invalid, **_conversion(data)),
-    "coco": lambda data, task: Coco(data.path, invalid=data.invalid, **_conversion(data)),
-    "pairs": lambda data, task: ImageMaskPairs(
-        data.path, masks=data.masks, invalid=data.invalid, **_conversion(data)
-    ),
-    "msd": lambda data, task: Decathlon(data.path, invalid=data.invalid),
-    "tfds": lambda data, task: TFDS(
-        data.name or data.path,
-        data_dir=data.path or None,
-        download=data.download,
-        class_names=tuple(data.class_names) or None,
-    ),
-}
-
-
-def _conversion(data: ConfigDict) -> dict[str, Any]:
-    """What the data do not say themselves, where the config does."""
-    return {"class_names": tuple(data.class_names) or None, "channels": data.channels or None}
-
-
-CONFIG_VERBS = {"classification": "classify", "detection": "detect", "segmentation": "segment"}
-
-
-def make_source(config: ConfigDict) -> Source:
-    """Open the data set.
-
-    Raises:
-        UserError: where the layout is unknown, the path wrong, or the data are broken.
-    """
-    data = config.data
-    make = choose(SOURCES, data.layout, key="data.layout")
-    for key, choices in (("masks", ("semantic", "instance")), ("invalid", ("error", "drop"))):
-        choose(dict.fromkeys(choices), data[key], key=f"data.{key}")
-    if data.layout == "phantoms" and len(data.extent) not in (1, data.ndim):
-        raise UserError(f"data.extent is {data.extent}; expected one side, or {data.ndim}")
-    if data.layout not in ("phantoms", "medmnist", "tfds") and not data.path:
-        raise UserError("data.path is empty; give --config.data.path=FOLDER of the images")
-    source = make(data, config.task)
-    if source.info.task != config.task:
-        raise UserError(
-            f"data.path={data.path or data.name}: is a set for {source.info.task}, the config is "
-            f"for {config.task}; use a config named {CONFIG_VERBS[source.info.task]}_*"
-        )
-    return source
-
-
-def look_further(config: ConfigDict, source_error: DataError) -> DataError:
-    """What is wrong with a data set, where opening it failed already: with that, all broken files.
-
-    So that the user can mend everything at once, and not the headers first and then the pixels.
-    """
-    lenient = config.copy_and_resolve_references()
-    lenient.data.invalid = "drop"
-    try:
-        source = make_source(lenient)
-    except UserError:
-        return source_error
-    broken, _ = look_through(source, range(len(source)))
-    findings = Findings(Path(config.data.path), invalid=[*source_error.problems, *broken.values()])
-    try:
-        findings.finish()
-    except DataError as error:
-        return error
-    return source_error
-
-
-def look_through_data(
-    config: ConfigDict,
-    source: Source,
-    split: Mapping[str, Sequence[int]],
-    *,
-    check: Callable[[np.ndarray, str], None] | None = None,
-) -> tuple[dict[str, list[int]], list[str]]:
-    """The split without the cases that cannot be used, and notes on these and on doubles.
-
-    Args:
-        config: resolved or not.
-        source: the data set.
-        split: rows of each part.
-        check: see `look_through`.
-
-    Raises:
-        UserError: listing all broken cases, unless data.invalid is "drop"; or where a part that had
-            cases has none left.
-    """
-    if isinstance(source, Phantoms):
-        return {part: list(rows) for part, rows in split.items()}, []
-    rows = sorted({row for members in split.values() for row in members})
-    broken, digests = look_through(source, rows, check=check)
-    findings = Findings(Path(config.data.path), invalid=list(broken.values()))
-    findings.finish(policy=config.data.invalid)
-    usable = {part: [r for r in rows if r not in broken] for part, rows in split.items()}
-    for part, members in split.items():
-        if members and not usable[part]:
-            raise UserError(f"{config.data.path}: no case of {part} can be used; mend the files")
-    notes = [*findings.notes, *duplicate_notes(digests, usable)]
-    for note in notes:
-        print(f"data: {note}")
-    return usable, notes
-
-
-def check_classes_left(
-    config: ConfigDict,
-    source: Source,
-    split: Mapping[str, Sequence[int]],
-    usable: Mapping[str, Sequence[int]],
-) -> None:
-    """Refuse to train where leaving cases out left a class without any."""
-    if source.labels is None or source.info.multilabel:
-        return
-    before, after = (
-        {int(source.labels[row]) for row in parts.get("train", ())} for parts in (split, usable)
-    )
-    gone = [source.info.class_names[label] for label in sorted(before - after)]
-    if gone:
-        raise UserError(
-            f"{config.data.path}: leaving out what is broken leaves no training case of "
-            f"{', '.join(gone)}; mend the files (see without --config.data.invalid=drop what is "
-            "wrong)"
-        )
+from jaxmed.types import Augment, DatasetInfo, UserError
 
 
 def make_task(
@@ -224,16 +74,26 @@ def _class_weights(kind: str, counts: Sequence[int]) -> tuple[float, ...] | None
     return tuple(total / (seen * c) if c else 1.0 for c in counts)
 
 
-def make_model(config: ConfigDict, info: DatasetInfo, *, outputs: int, mapped: bool = False) -> Any:
+def make_model(
+    config: ConfigDict,
+    info: DatasetInfo,
+    *,
+    outputs: int,
+    mapped: bool = False,
+    numbers: Mapping[str, Any] | None = None,
+) -> Any:
     """The network.
 
     Args:
         config: resolved.
         info: of the data set.
         outputs: classes of the output.
-        mapped: whether it runs under `pmap`, where batch statistics must be shared by name.
+        mapped: whether it runs under a map over devices, where batch statistics must be shared by
+            name.
+        numbers: by key of the config, traced values to take in place of its own.
     """
     model = config.model
+    dropout = (numbers or {}).get("model.dropout", model.dropout)
     choose(dict.fromkeys(NORMS), model.norm, key="model.norm")
     dtype = model_dtype(model.dtype)
     axis_name = AXIS if mapped else None
@@ -243,7 +103,7 @@ def make_model(config: ConfigDict, info: DatasetInfo, *, outputs: int, mapped: b
             features=model.features,
             strides=model.strides or None,
             norm=model.norm,
-            dropout=model.dropout,
+            dropout=dropout,
             deep_supervision=model.deep_supervision,
             axis_name=axis_name,
             remat=model.remat,
@@ -263,13 +123,13 @@ def make_model(config: ConfigDict, info: DatasetInfo, *, outputs: int, mapped: b
         dtype=dtype,
     )
     if info.task == "classification":
-        return ResNet(outputs, backbone, dropout=model.dropout)
+        return ResNet(outputs, backbone, dropout=dropout)
     return Detector(
         outputs,
         backbone,
         levels=model.levels,
         features=model.head_features,
-        dropout=model.dropout,
+        dropout=dropout,
         dtype=dtype,
     )
 
@@ -281,11 +141,25 @@ def model_dtype(name: str) -> Any:
     return choose({"float32": jnp.float32, "bfloat16": jnp.bfloat16}, name, key="model.dtype")
 
 
-def make_augment(config: ConfigDict, info: DatasetInfo) -> Augment | None:
-    """All augmentations that are switched on, composed."""
-    a = config.augmentation
-    if not a.enabled:
+def make_augment(
+    config: ConfigDict, info: DatasetInfo, numbers: Mapping[str, Any] | None = None
+) -> Augment | None:
+    """All augmentations that are switched on, composed.
+
+    Args:
+        config: resolved.
+        info: of the data set.
+        numbers: by key of the config, traced values to take in place of its own; what they are
+            given for is switched on.
+    """
+    if not config.augmentation.enabled:
         return None
+    traced = {
+        key.removeprefix("augmentation."): value
+        for key, value in (numbers or {}).items()
+        if key.startswith("augmentation.")
+    }
+    a = SimpleNamespace(**{**config.augmentation, **traced})
     # Pictures have an upright: only left and right are swapped unless the config says more.
     axes = tuple(a.flip_axes) or ((1,) if info.ndim == 2 else (0, 1, 2))
     if axes != (-1,) and any(axis not in range(info.ndim) for axis in axes):
@@ -299,20 +173,23 @@ def make_augment(config: ConfigDict, info: DatasetInfo) -> Augment | None:
         "axes": _in_plane(config, info),
         "probability": a.affine,
     }
-    switched: list[tuple[bool, Callable[[], Augment]]] = [
-        (a.flip > 0 and axes != (-1,), lambda: place.flip(axes=axes, probability=a.flip)),
-        (a.rot90, place.quarter_turns),
-        (a.affine > 0, lambda: place.affine(**affine)),
-        (a.noise > 0, lambda: look.gaussian_noise(probability=a.noise)),
-        (a.blur > 0, lambda: look.gaussian_blur(probability=a.blur)),
-        (a.brightness > 0, lambda: look.brightness(probability=a.brightness)),
-        (a.contrast > 0, lambda: look.contrast(probability=a.contrast)),
-        (a.low_resolution > 0, lambda: look.low_resolution(probability=a.low_resolution)),
-        (a.gamma > 0, lambda: look.gamma(probability=a.gamma)),
-        (a.color > 0, lambda: look.colour_jitter(probability=a.color)),
-        (a.cutout > 0, lambda: look.cutout(probability=a.cutout)),
-    ]
-    return compose(*(make() for on, make in switched if on))
+    make: dict[str, Callable[[], Augment]] = {
+        "flip": lambda: place.flip(axes=axes, probability=a.flip),
+        "rot90": place.quarter_turns,
+        "affine": lambda: place.affine(**affine),
+        "noise": lambda: look.gaussian_noise(probability=a.noise),
+        "blur": lambda: look.gaussian_blur(probability=a.blur),
+        "brightness": lambda: look.brightness(probability=a.brightness),
+        "contrast": lambda: look.contrast(probability=a.contrast),
+        "low_resolution": lambda: look.low_resolution(probability=a.low_resolution),
+        "gamma": lambda: look.gamma(probability=a.gamma),
+        "color": lambda: look.colour_jitter(probability=a.color),
+        "cutout": lambda: look.cutout(probability=a.cutout),
+    }
+    off = {name for name in make if name not in traced and not getattr(a, name) > 0}
+    if axes == (-1,):
+        off.add("flip")
+    return compose(*(None if name in off else made() for name, made in make.items()))
 
 
 def _in_plane(config: ConfigDict, info: DatasetInfo) -> tuple[int, ...] | None:

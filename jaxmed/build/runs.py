@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed.build import pieces
+from jaxmed.build import datasets
 from jaxmed.build.checks import check_numbers, useless_keys
 from jaxmed.build.config import (
     base_config,
@@ -20,8 +21,10 @@ from jaxmed.build.config import (
     write_json,
 )
 from jaxmed.build.dry_run import print_dry_run
-from jaxmed.build.experiment import Experiment, resolve
+from jaxmed.build.experiment import Experiment
+from jaxmed.build.members import check_members, plan_members, read_members, rows_of
 from jaxmed.build.preparation import PrepareForTraining
+from jaxmed.build.resolve import cut_folds, resolve, train_count, with_own_statistics
 from jaxmed.build.workdir import (
     SPLIT_FILE,
     check_could_be_made,
@@ -50,8 +53,9 @@ from jaxmed.training.processes import (
     share_of,
     wait_for_all,
 )
+from jaxmed.training.sharding import Lifted
 from jaxmed.training.speed import InBackground
-from jaxmed.training.state import TrainState, evaluation_variables
+from jaxmed.training.state import TrainState, best_numbers, evaluated_step, evaluation_variables
 from jaxmed.training.step import example_keys
 from jaxmed.types import Source, UserError
 
@@ -76,6 +80,12 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
         check_could_be_made(workdir)
     elif is_first():
         make_folder(workdir)
+    members = plan_members(config)
+    if members and jax.process_count() > 1:
+        raise UserError(
+            "training.folds, seeds and vary train in one process, on all its devices; start one "
+            "process, or train the models apart"
+        )
     wait_for_all("workdir: made")
     # What an attempt left that never came to a checkpoint binds nobody.
     earlier = read_run(workdir) if not dry_run and has_checkpoints(workdir) else None
@@ -86,34 +96,42 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
     if earlier:
         check_same_kind(workdir, earlier, config)
     try:
-        source = pieces.make_source(config)
+        source = datasets.make_source(config)
     except DataError as error:
-        raise pieces.look_further(config, error) from error
+        raise datasets.look_further(config, error) from error
     for note in source.notes:
         print(f"data: {note}")
     split = read_split(workdir, source) if earlier else None
     notes = list(source.notes)
     if split is None:
         whole = _make_split(config, source)
-        split, found = pieces.look_through_data(config, source, whole)
-        pieces.check_classes_left(config, source, whole, split)
+        split, found = datasets.look_through_data(config, source, whole)
+        datasets.check_classes_left(config, source, whole, split)
         notes += found
     if config.model.init and earlier is None:
         notes += _note_leak(config.model.init, source, split)
+    if config.training.folds and not earlier:
+        split = cut_folds(config, source, split)
     by = "image" if source.patients is None else "patient"
     sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.items())
     print(f"split: {sizes} (cut by {by} where no part is given)")
     for key in sorted(set(useless_keys(config)) & _changed_keys(config)):
         print(f"note: {key} is set, but this task, layout or model has no use for it")
+    rows = rows_of(split, "train")
     config, settings, fingerprint = resolve(
-        config, source, split["train"], earlier=flatten(earlier["config"]) if earlier else None
+        config, source, rows, earlier=flatten(earlier["config"]) if earlier else None
     )
     print_plan(settings)
-    experiment = Experiment(config, source.info, fingerprint["class_counts"])
+    check_members(config, members)
+    if earlier:
+        members = read_members(earlier)
+    else:
+        members = with_own_statistics(members, config, source, split, settings)
+    experiment = Experiment(config, source.info, fingerprint["class_counts"], members)
     if dry_run:
-        print_dry_run(experiment, fingerprint, source[split["train"][0]])
+        print_dry_run(experiment, fingerprint, source[rows[0]])
         return True
-    run = describe_run(config, source, split, settings, fingerprint, notes)
+    run = describe_run(config, source, split, settings, fingerprint, notes, members)
     write_or_compare(workdir, run)
     if is_first():
         ids = {part: [source.ids[i] for i in rows] for part, rows in split.items()}
@@ -128,7 +146,7 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
 
 def _note_leak(init: str, source: Source, split: Mapping[str, Sequence[int]]) -> list[str]:
     """Say how many cases of the other parts the run that this one starts from was trained on."""
-    trained = set(read_split_ids(Path(init))["train"])
+    trained = set(rows_of(read_split_ids(Path(init)), "train"))
     notes = []
     for part, rows in split.items():
         known = sum(source.ids[row] in trained for row in rows)
@@ -174,36 +192,44 @@ def _train(
     workdir: Path,
 ) -> bool:
     """The training itself; whether it came to its end."""
-    config, lifted = experiment.config, experiment.lifted
+    config, rows = experiment.config, rows_of(split, "train")
     cache = int(config.data.cache_gb * 2**30) // max(1, config.data.workers)
     prepare = PrepareForTraining(experiment.prepare)
     prepared = Cached(source, transform=prepare, max_bytes=cache)
     with Checkpoints(workdir / "checkpoints") as checkpoints, StopSignal() as stop:
-        state = _start(experiment, checkpoints, config.model.init)
+        held = experiment.hold(prepared, rows)
+        lifted = experiment.lift(held)
+        state = _start(experiment, lifted, checkpoints, config.model.init)
         first = int(lifted.global_state(state).step)
-        batches = training_batches(
-            prepared,
-            split["train"],
-            batch_size=config.data.batch_size,
-            seed=config.seed,
-            prepare=experiment.view,
-            start_step=first,
-            workers=config.data.workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+        batches = experiment.batches(
+            prepared, split, start_step=first, held=() if held is None else rows
         )
 
-        def evaluate(state: TrainState) -> dict[str, float | None]:
-            variables = local_copy(lifted.whole(evaluation_variables(state)))
+        def score(variables: Any, rows: Sequence[int], members: Sequence[int] = ()) -> Any:
             cases = predict_cases(
-                experiment.predictor(variables),
+                experiment.predictor(variables, members=members),
                 experiment.quick_task,
                 source,
-                share_of(split["val"]),
+                share_of(rows),
                 prepare=experiment.prepare,
             )
             scores = gather_rows(score_cases(cases, experiment.quick_task))
             return plain_scores(experiment.quick_task, scores)
+
+        def evaluate(state: TrainState) -> Any:
+            if not experiment.members:
+                variables = local_copy(lifted.whole(evaluation_variables(state)))
+                return score(variables, split["val"])
+            return [
+                evaluate_member(lifted.member_variables(state, place), place)
+                for place in range(len(experiment.members))
+            ]
+
+        def evaluate_member(variables: Any, place: int) -> dict[str, float | None]:
+            # Of a model that has diverged there is nothing to score.
+            if not np.isfinite(sum(float(jnp.sum(x)) for x in jax.tree.leaves(variables))):
+                return {experiment.task.main_score: None}
+            return score(variables, rows_of(split, "val", experiment.members[place].fold), [place])
 
         with (
             batches,
@@ -211,12 +237,12 @@ def _train(
                 workdir,
                 steps=config.training.steps,
                 start_step=first,
-                evaluated_step=int(lifted.global_state(state).best["evaluated"]),
+                evaluated_step=evaluated_step(best_numbers(lifted.global_state(state))),
                 quiet=not is_first(),
             ) as logger,
         ):
             if first == 0 and is_first():
-                draw_first_batch(experiment, source, split["train"], workdir / "batch.png")
+                draw_first_batch(experiment, source, rows, workdir / "batch.png")
             elif 0 < first < config.training.steps:
                 logger.say(f"going on from step {first} of {config.training.steps}")
             elif first:
@@ -234,9 +260,11 @@ def _train(
                 evaluate_every=config.training.evaluate_every,
                 checkpoint_every=config.training.checkpoint_every,
                 early_stopping=config.training.early_stopping,
-                steps_per_epoch=len(split["train"]) / config.data.batch_size,
-                step_flops=InBackground(lambda: experiment.step_flops(source[split["train"][0]])),
+                steps_per_epoch=train_count(config, len(rows)) / config.data.batch_size,
+                step_flops=InBackground(lambda: experiment.step_flops(source[rows[0]])),
                 stop=stop,
+                members=[member.name for member in experiment.members],
+                steps_per_call=config.training.steps_per_call or (1 if held is None else 8),
             )
             stop.requested = any_of(stop.requested)  # perhaps since they last agreed
             if stop.requested:
@@ -248,16 +276,19 @@ def _train(
         return not stop.requested
 
 
-def _start(experiment: Experiment, checkpoints: Checkpoints, init: str) -> TrainState:
+def _start(
+    experiment: Experiment, lifted: Lifted, checkpoints: Checkpoints, init: str
+) -> TrainState:
     """The placed state to go on from: restored, or fresh, perhaps with another run's weights."""
-    lifted = experiment.lifted
     if checkpoints.latest_step() is not None:
         return lifted.place_state(checkpoints.restore(lifted.template(experiment.abstract_state)))
-    state = lifted.init(experiment.init_state, jax.random.key(experiment.config.seed))
+    state = experiment.fresh_state(lifted)
     if not init:
         return state
     fresh = jax.device_get(lifted.whole(lifted.global_state(state).replace(key=None)))
     old, step = restore_variables(Path(init) / "checkpoints")
+    if experiment.members:  # all models start from the same weights
+        old = jax.tree.map(lambda x: np.stack([x] * len(experiment.members)), old)
     params, report = merge_params(fresh.params, old.pop("params"))
     model_state, state_report = merge_params(fresh.model_state, old)
     if not report["loaded"]:
@@ -278,7 +309,7 @@ def draw_first_batch(
     experiment: Experiment, source: Source, rows: Sequence[int], path: Path
 ) -> None:
     """Picture the first batch as the network sees it, augmented, with its labels."""
-    config = experiment.config
+    config = experiment.member_configs[0] if experiment.members else experiment.config
     size = min(config.data.batch_size, 16)
     with training_batches(
         source,
@@ -294,15 +325,12 @@ def draw_first_batch(
         batch = experiment.prepare_batch(batch)
         if experiment.augment is None:
             return batch
-        key = jax.random.split(jax.random.fold_in(_step_key(experiment), 0))[0]
+        # The key that a fresh state keeps for its steps.
+        step_key = jax.random.split(jax.random.key(config.seed))[1]
+        key = jax.random.split(jax.random.fold_in(step_key, 0))[0]
         return jax.vmap(experiment.augment)(example_keys(key, batch, axis_name=None), batch)
 
     draw_batch(jax.device_get(augmented(batch)), experiment.info.class_names, path)
-
-
-def _step_key(experiment: Experiment) -> jax.Array:
-    """The key that a fresh state keeps for its steps."""
-    return jax.random.split(jax.random.key(experiment.config.seed))[1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from ml_collections import ConfigDict
 from jaxmed.build.checks import check_fits, check_numbers
 from jaxmed.build.config import config_of_run, flatten, read_run
 from jaxmed.build.experiment import Experiment
+from jaxmed.build.members import read_members, setting_of_best
 from jaxmed.data.sources.base import make_example
-from jaxmed.training.checkpoints import restore_variables
+from jaxmed.inference.predictor import Predictor
+from jaxmed.training.checkpoints import restore_members, restore_variables
 from jaxmed.types import DatasetInfo, UserError
 
 
@@ -25,19 +29,36 @@ class TrainedRun:
 
     Attributes:
         experiment: everything built from the run's config.
-        predict: examples -> (example, prediction on its preprocessed grid).
+        variables: of the network; of models trained together with the models along the first axis.
         info: of the data that it was trained on.
-        step: of the weights.
-        sha256: of the weights.
+        step: of the weights; of several models the latest.
+        sha256: of the weights that predict.
         run: the content of config.json.
+        chosen: places of the models that predict together: those of the setting with the best
+            validation scores; empty where one model was trained.
+        best: "score" and "step" of each of the models; empty likewise.
     """
 
     experiment: Experiment
-    predict: Any
+    variables: Any
     info: DatasetInfo
     step: int
     sha256: str
     run: dict[str, Any]
+    chosen: tuple[int, ...] = ()
+    best: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @cached_property
+    def predict(self) -> Predictor:
+        """Examples -> (example, prediction on its preprocessed grid)."""
+        return self.predict_with(self.chosen)
+
+    def predict_with(self, members: Sequence[int]) -> Predictor:
+        """The same by some of the models that were trained together."""
+        if not members:
+            return self.experiment.predictor(self.variables)
+        own = take_members(self.variables, members)
+        return self.experiment.predictor(own, members=members)
 
     def predict_image(self, image: np.ndarray, *, spacing: np.ndarray | None = None) -> Any:
         """What the network makes of one image, on the image's own grid.
@@ -79,16 +100,27 @@ def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRu
     check_numbers(config)
     check_fits(config, data_info)
     _check_same_network(workdir, run, config)
-    experiment = Experiment(config, data_info, run["data"]["class_counts"])
-    variables, step = restore_variables(workdir / "checkpoints")
-    return TrainedRun(
-        experiment,
-        experiment.predictor(variables),
-        data_info,
-        step,
-        parameters_sha256(variables["params"]),
-        run,
-    )
+    members = read_members(run)
+    experiment = Experiment(config, data_info, run["data"]["class_counts"], members)
+    if not members:
+        variables, step = restore_variables(workdir / "checkpoints")
+        sha256 = parameters_sha256(variables["params"])
+        return TrainedRun(experiment, variables, data_info, step, sha256, run)
+    best = restore_members(workdir / "checkpoints")
+    variables = best.pop("variables")
+    try:
+        chosen = setting_of_best(members, best["score"].tolist())
+    except UserError as error:
+        raise UserError(f"{workdir}: {error}") from error
+    step = int(best["step"][chosen].max())
+    sha256 = parameters_sha256(take_members(variables, chosen)["params"])
+    return TrainedRun(experiment, variables, data_info, step, sha256, run, tuple(chosen), best)
+
+
+def take_members(variables: Any, members: Sequence[int]) -> Any:
+    """The variables of some models, along the first axis; of a single one without that axis."""
+    places = members[0] if len(members) == 1 else np.asarray(members)
+    return jax.tree.map(lambda x: x[places], variables)
 
 
 def _check_same_network(workdir: Path, run: dict[str, Any], config: ConfigDict) -> None:

@@ -31,6 +31,8 @@ FREE = (
     "data.download",
     "data.workers",
     "data.cache_gb",
+    "data.on_device",
+    "training.steps_per_call",
     "data.max_boxes",
     "evaluation.batch_size",
     "evaluation.resamples",
@@ -108,6 +110,7 @@ def describe_run(
     settings: Mapping[str, Any],
     fingerprint: Mapping[str, Any],
     notes: Sequence[str],
+    members: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """The content of config.json."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -115,6 +118,7 @@ def describe_run(
         "config": config.to_dict(),
         "seed": config.seed,
         "planned": dict(settings),
+        "members": [dataclasses.asdict(member) for member in members],
         "data": {
             "sha256": digest(source),
             "info": dataclasses.asdict(source.info),

@@ -15,7 +15,7 @@ import absl.flags
 import grain
 import numpy as np
 
-from jaxmed.types import Example, Transform, UserError
+from jaxmed.types import Example, UserError
 
 THREADS = 2
 BATCHES_AHEAD = 2
@@ -46,6 +46,15 @@ class Batches:
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """What one model learns from: the rows, the seed of their order, and what becomes of each."""
+
+    rows: Sequence[int] | np.ndarray
+    seed: int
+    prepare: Callable[[Example, np.random.Generator], Example]
 
 
 def training_batches(
@@ -81,33 +90,26 @@ def training_batches(
     Raises:
         UserError: for no rows, or a batch that the processes cannot share equally.
     """
-    _check(source, rows, batch_size, process_count)
-    order = grain.MapDataset.source(np.asarray(rows, np.int64)).seed(seed % 2**32)
-    stream = order.shuffle().repeat().map_with_index(_LoadAtRandom(source, prepare, seed))
-    return _batches(stream, batch_size, start_step, workers, process_index, process_count)
+    stream = Stream(rows, seed, prepare)
+    blocks = _blocks(source, stream, batch_size, process_index, process_count)
+    return _batches(blocks, start_step, workers)
 
 
-def evaluation_batches(
+def joint_batches(
     source: Any,
-    rows: Sequence[int] | np.ndarray,
+    streams: Sequence[Stream],
     *,
     batch_size: int,
-    prepare: Transform,
+    start_step: int = 0,
     workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> Batches:
-    """Each row once, in order; the last batch is filled up with examples of `valid` 0.
+    """Several endless streams at once, along a leading axis: (streams, batch_size, ...).
 
-    All processes get equally many batches, of equal shapes. Arguments and errors are those of
-    `training_batches`.
+    Each is as `training_batches` has it: for models that are trained together, each on rows and in
+    an order of its own. Arguments and errors are those of `training_batches`.
     """
-    _check(source, rows, batch_size, process_count)
-    padded = -(-len(rows) // batch_size) * batch_size
-    local = batch_size // process_count
-    load = _LoadInOrder(source, prepare, np.asarray(rows, np.int64), local)
-    stream = grain.MapDataset.range(padded).map(load)
-    return _batches(stream, batch_size, 0, workers, process_index, process_count)
+    together = _Joint([_blocks(source, stream, batch_size, 0, 1) for stream in streams])
+    return _batches(grain.MapDataset.source(together), start_step, workers)
 
 
 def _check(source: Any, rows: Any, batch_size: int, process_count: int) -> None:
@@ -120,16 +122,31 @@ def _check(source: Any, rows: Any, batch_size: int, process_count: int) -> None:
         )
 
 
-def _batches(
-    stream: grain.MapDataset,
-    batch_size: int,
-    start_step: int,
-    workers: int,
-    process_index: int,
-    process_count: int,
-) -> Batches:
-    blocks = stream.batch(batch_size // process_count, batch_fn=stack_examples)
-    blocks = blocks.slice(slice(process_index, None, process_count))
+def _blocks(
+    source: Any, stream: Stream, batch_size: int, process_index: int, process_count: int
+) -> grain.MapDataset:
+    _check(source, stream.rows, batch_size, process_count)
+    order = grain.MapDataset.source(np.asarray(stream.rows, np.int64)).seed(stream.seed % 2**32)
+    load = _LoadAtRandom(source, stream.prepare, stream.seed)
+    examples = order.shuffle().repeat().map_with_index(load)
+    blocks = examples.batch(batch_size // process_count, batch_fn=stack_examples)
+    return blocks.slice(slice(process_index, None, process_count))
+
+
+class _Joint:
+    """The blocks of several streams, stacked along a new leading axis."""
+
+    def __init__(self, blocks: Sequence[grain.MapDataset]):
+        self._blocks = blocks
+
+    def __len__(self) -> int:
+        return min(len(blocks) for blocks in self._blocks)
+
+    def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
+        return stack_examples([blocks[int(index)] for blocks in self._blocks])
+
+
+def _batches(blocks: grain.MapDataset, start_step: int, workers: int) -> Batches:
     blocks = blocks.slice(slice(start_step, None))
     # Grain would hold 500 batches by default.
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=BATCHES_AHEAD)
@@ -159,43 +176,24 @@ class _LoadAtRandom:
         return _complete(self.prepare(dict(self.source[int(row)]), rng), int(row))
 
 
-@dataclasses.dataclass(frozen=True)
-class _LoadInOrder:
-    source: Any
-    prepare: Transform
-    rows: np.ndarray
-    local: int
-
-    def __call__(self, position: int) -> Example:
-        if position < len(self.rows):
-            row = int(self.rows[position])
-            return _complete(self.prepare(dict(self.source[row])), row)
-        if position % self.local:
-            return {}  # filled up from the first of its block, without reading a file
-        row = int(self.rows[-1])
-        example = _complete(self.prepare(dict(self.source[row])), row)
-        return {**example, "valid": np.zeros((), np.float32)}
-
-
 def _complete(example: Example, row: int) -> Example:
     return {"valid": np.ones((), np.float32), "index": np.asarray(row, np.int32), **example}
 
 
 def stack_examples(examples: Sequence[Example]) -> dict[str, np.ndarray]:
-    """Stack examples along a new leading axis; empty ones become copies with `valid` 0.
+    """Stack examples along a new leading axis.
 
     Raises:
         UserError: naming the key and the cases whose keys or shapes differ.
     """
     first = examples[0]
-    filled = [e or {**first, "valid": np.zeros((), np.float32)} for e in examples]
-    for example in filled:
+    for example in examples:
         for key in first.keys() | example.keys():
             shapes = [np.shape(e[key]) if key in e else None for e in (first, example)]
             if shapes[0] != shapes[1]:
                 raise UserError(
-                    f"cases {int(first['index'])} and {int(example['index'])} do not fit into one "
+                    f"cases {first['index']} and {example['index']} do not fit into one "
                     f"batch: {key} has shapes {shapes[0]} and {shapes[1]}; set a size or a patch "
                     "(plan=auto does), or data.batch_size=1"
                 )
-    return {key: np.stack([np.asarray(e[key]) for e in filled]) for key in first}
+    return {key: np.stack([np.asarray(e[key]) for e in examples]) for key in first}

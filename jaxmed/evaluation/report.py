@@ -155,7 +155,32 @@ def _summary(split: str, summary: Mapping[str, Any]) -> str:
     if summary.get("also_in_training"):
         told = count_of(summary["also_in_training"], "case")
         warning = f"<p><strong>Trained on: {told} of these.</strong></p>\n"
-    return f"<h2>Scores: {_text(split)}</h2>\n{warning}{_table(head, rows, numbers=3)}{more}"
+    members = _members(summary.get("members", ()), summary.get("spread", {}))
+    table = _table(head, rows, numbers=3)
+    return f"<h2>Scores: {_text(split)}</h2>\n{warning}{table}{more}{members}"
+
+
+def _members(members: Sequence[Mapping[str, Any]], spread: Mapping[str, Any]) -> str:
+    """The scores of each of the models that were trained together, and their spread."""
+    if not members:
+        return ""
+    names = [name for name in members[0]["metrics"] if "/" not in name][:_MOST_SCORES]
+    rows = [
+        [_text(member["name"]), "yes" if member["chosen"] else ""]
+        + [_interval(member["metrics"].get(name, {})) for name in names]
+        for member in members
+    ]
+    if spread:
+        told = [spread.get(name, {}) for name in names]
+        cells = [f"{_score(s.get('mean'))} ± {_score(s.get('std'))}" for s in told]
+        rows.append(["mean ± standard deviation", "", *cells])
+    head = ("model", "predicts", *names)
+    return f"\n<h3>Each model on its own part</h3>\n{_table(head, rows, numbers=len(names))}"
+
+
+def _interval(score: Mapping[str, Any]) -> str:
+    value, low, high = (_score(score.get(key)) for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def _clipped(value: Any) -> str:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmed.models.convolution import convolution
+from jaxmed.types import Number
 
 NORMS = ("batch", "instance", "group", "none")
 
@@ -138,6 +139,28 @@ class ConvNorm(nn.Module):
         x = Conv(self.features, self.window, self.strides, dtype=self.dtype, name="conv")(x)
         x = Norm(self.norm, self.axis_name, self.dtype, name="norm")(x, train)
         return x if self.activation is None else self.activation(x)
+
+
+class Dropout(nn.Module):
+    """Zero a share of the features in training, and enlarge the rest to keep their mean.
+
+    Unlike Flax's own it takes a rate that is traced, so that models trained together can differ.
+    Source: Srivastava et al. 2014 (JMLR 15).
+
+    Attributes:
+        rate: share, from 0 to below 1.
+    """
+
+    rate: Number = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*shape"], train: bool) -> Float[Array, "*shape"]:
+        """Drop out of `x`; outside training, or at a rate that is plainly 0, nothing."""
+        is_off = not isinstance(self.rate, jax.Array) and self.rate == 0
+        if not train or is_off:
+            return x
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, x.shape)
+        return jnp.where(kept, x / (1.0 - self.rate), 0.0).astype(x.dtype)
 
 
 def depth_to_space(

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmed.boxes import decode_distances, grid_points
-from jaxmed.models.blocks import Conv, ConvNorm
+from jaxmed.models.blocks import Conv, ConvNorm, Dropout
 from jaxmed.models.resnet import ResNetBackbone
+from jaxmed.types import Number
 
 
 def level_points(
@@ -54,7 +55,7 @@ class Detector(nn.Module):
     levels: Sequence[int] = (1, 2, 3)
     features: int = 96
     convolutions: int = 2
-    dropout: float = 0.0
+    dropout: Number = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -91,8 +92,7 @@ class Detector(nn.Module):
             x = ConvNorm(self.features, 3, norm="group", dtype=self.dtype, name=f"smooth{i}")(
                 x, train
             )
-            dropout = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout{i}")
-            levels.insert(0, dropout(x))
+            levels.insert(0, Dropout(self.dropout, name=f"dropout{i}")(x, train))
         return levels
 
     def _heads(self, pyramid: list[Array], train: bool) -> list[tuple[Array, Array]]:

@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxmed.models.blocks import ConvNorm, max_pool
+from jaxmed.models.blocks import ConvNorm, Dropout, max_pool
+from jaxmed.types import Number
 
 STAGES = {
     "resnet18": ((2, 2, 2, 2), False),
@@ -121,7 +122,7 @@ class ResNet(nn.Module):
 
     classes: int
     backbone: ResNetBackbone
-    dropout: float = 0.0
+    dropout: Number = 0.0
 
     @nn.compact
     def __call__(
@@ -130,5 +131,5 @@ class ResNet(nn.Module):
         """Logits of every class."""
         x = self.backbone(images, train)[-1]
         x = x.mean(tuple(range(1, x.ndim - 1)), dtype=jnp.float32)
-        x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+        x = Dropout(self.dropout, name="dropout")(x, train)
         return nn.Dense(self.classes, dtype=jnp.float32, name="head")(x)

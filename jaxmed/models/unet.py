@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxmed.models.blocks import Conv, ConvNorm, Upsample, per_axis
+from jaxmed.models.blocks import Conv, ConvNorm, Dropout, Upsample, per_axis
+from jaxmed.types import Number
 
 
 class ConvStage(nn.Module):
@@ -68,7 +69,7 @@ class UNet(nn.Module):
     strides: Sequence[int | Sequence[int]] | None = None
     convolutions: int = 2
     norm: str = "instance"
-    dropout: float = 0.0
+    dropout: Number = 0.0
     deep_supervision: bool = False
     axis_name: str | None = None
     remat: bool = False
@@ -97,7 +98,7 @@ class UNet(nn.Module):
         ):
             x = stage(features, stride, name=f"encoder{level}")(x, train)
             skips.append(x)
-        x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+        x = Dropout(self.dropout, name="dropout")(x, train)
         outputs: list[Array] = []
         for level in reversed(range(len(strides))):
             up = Upsample(

@@ -39,6 +39,18 @@ def random_patch(
     Raises:
         UserError: if the shape has not one positive side an axis, or the probability is none.
     """
+    start = random_corner(example, shape=shape, rng=rng, foreground=foreground)
+    rest = {name: array for name, array in example.items() if name != "foreground"}
+    return window(rest, start=start, shape=shape, value=value)
+
+
+def random_corner(
+    example: Example, *, shape: Sequence[int], rng: np.random.Generator, foreground: float = 0.33
+) -> list[int]:
+    """Where the window that `random_patch` cuts begins; below 0 where the image is smaller.
+
+    Arguments and errors are those of `random_patch`.
+    """
     sides = example["image"].shape[:-1]
     if len(shape) != len(sides) or min(shape) < 1 or not 0 <= foreground <= 1:
         raise UserError(
@@ -47,7 +59,7 @@ def random_patch(
         )
     oversampled = rng.random() < foreground
     centre = _foreground_centre(example, rng) if oversampled else None
-    start = []
+    start: list[int] = []
     for axis, (new, old) in enumerate(zip(shape, sides, strict=True)):
         if old <= new:
             start.append((old - new) // 2)
@@ -55,8 +67,7 @@ def random_patch(
             start.append(int(rng.integers(0, old - new + 1)))
         else:
             start.append(int(np.clip(int(centre[axis]) - new // 2, 0, old - new)))
-    rest = {name: array for name, array in example.items() if name != "foreground"}
-    return window(rest, start=start, shape=shape, value=value)
+    return start
 
 
 def foreground_positions(

@@ -77,6 +77,10 @@ class Classification:
         """Probabilities (batch, classes)."""
         return jax.nn.sigmoid(outputs) if self.multilabel else jax.nn.softmax(outputs)
 
+    def combine(self, predictions: jax.Array) -> jax.Array:
+        """The mean over models: (models, batch, classes) -> (batch, classes)."""
+        return predictions.mean(0)
+
     def restore(self, prediction: Any, example: Example) -> np.ndarray:
         """Probabilities (classes,); an image's class has no geometry."""
         return np.asarray(prediction)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmed.boxes import clip_boxes, nms
+from jaxmed.boxes import clip_boxes, fuse_boxes, nms
 from jaxmed.losses import binary_cross_entropy, giou_loss
 from jaxmed.metrics import detection as metrics
 from jaxmed.preprocessing.spatial import restore_boxes
@@ -117,6 +117,21 @@ class Detection:
             }
 
         return jax.vmap(one)(outputs["logits"], outputs["boxes"])
+
+    def combine(self, predictions: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Boxes of several models (models, batch, max_detections, ...), fused image by image."""
+
+        def one(found: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            boxes, scores, labels = fuse_boxes(
+                found["boxes"],
+                found["scores"],
+                found["labels"],
+                iou_threshold=self.iou_threshold,
+                max_boxes=self.max_detections,
+            )
+            return {"boxes": boxes, "scores": scores, "labels": labels}
+
+        return jax.vmap(one, in_axes=1)(predictions)
 
     def restore(self, prediction: Any, example: Example) -> dict[str, np.ndarray]:
         """Drop padding and put boxes into the file's own grid."""

@@ -101,6 +101,10 @@ class Segmentation:
         """Probabilities (batch, *spatial, classes)."""
         return jax.nn.softmax(outputs)
 
+    def combine(self, predictions: jax.Array) -> jax.Array:
+        """The mean over models: (models, batch, *spatial, classes) -> without the first axis."""
+        return predictions.mean(0)
+
     def restore(self, prediction: Any, example: Example) -> np.ndarray:
         """Mask (*spatial) int32 in the file's own grid: classes, or instance numbers."""
         predicted = np.asarray(prediction)

@@ -194,15 +194,34 @@ def restore_variables(
         The network's variables, the moving average where there is one, and their step.
 
     Raises:
-        UserError: where there is none, or it cannot be read.
+        UserError: where there is none, it cannot be read, or it holds several models.
     """
     directory = Path(directory).absolute()
 
     def read(number: int) -> tuple[dict[str, Any], int]:
-        found = _read_arrays(directory, number, ("params", "ema", "model_state"))
+        found = _read_arrays(directory, number, ("params", "ema", "model_state", "best"))
+        if "variables" in found["best"]:
+            raise UserError(
+                f"{directory}: holds models trained together; give the run of a single one"
+            )
         return found["ema"] or {"params": found["params"], **found["model_state"]}, number
 
     return _read_first(directory, _wanted(directory, step), read)
+
+
+def restore_members(directory: str | Path) -> dict[str, Any]:
+    """The best of each of the models that were trained together, as NumPy arrays.
+
+    Returns:
+        `best` of the latest state that can be read: "variables", "score" and "step", each with the
+        models along the first axis.
+
+    Raises:
+        UserError: where there is none, or it cannot be read.
+    """
+    directory = Path(directory).absolute()
+    steps = _wanted(directory, None)
+    return _read_first(directory, steps, lambda n: _read_arrays(directory, n, ("best",)))["best"]
 
 
 def merge_params(new: Any, old: Any) -> tuple[Any, dict[str, list[str]]]:
@@ -275,7 +294,8 @@ def _wanted(directory: Path, step: int | str | None) -> list[int]:
 
 
 def _best_step(best: Any) -> int | None:
-    return int(best["step"]) if np.isfinite(best["score"]) else None
+    """Which checkpoint is the best; none where states hold the best of several models."""
+    return int(best["step"]) if "variables" not in best and np.isfinite(best["score"]) else None
 
 
 def _read_first(directory: Path, steps: list[int], read: Callable[[int], Any]) -> Any:

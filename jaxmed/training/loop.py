@@ -12,23 +12,32 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxmed.training.checkpoints import Checkpoints
 from jaxmed.training.logging import Logger
 from jaxmed.training.processes import any_of
 from jaxmed.training.sharding import Lifted
 from jaxmed.training.speed import utilization
-from jaxmed.training.state import TrainState, best_after
+from jaxmed.training.state import (
+    TrainState,
+    best_after,
+    best_numbers,
+    evaluated_step,
+    is_exhausted,
+)
 from jaxmed.types import UserError
 
 STEPS_IN_FLIGHT = 2
 """Steps that may wait for the device; each holds a batch in memory."""
 AGREE_EVERY = 10
 """Steps after which several processes tell each other of signals."""
+WATCHED = ("loss", "grad_norm", "param_norm", "learning_rate")
+"""Metrics that must stay finite."""
 METRICS_KEPT = 100
 """Steps whose metrics may wait to be fetched, where there is no logging."""
 
@@ -78,7 +87,7 @@ def train(
     lifted: Lifted,
     batches: Iterator[Mapping[str, Any]],
     steps: int,
-    evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
+    evaluate: Callable[[TrainState], Any] | None = None,
     main_score: str = "",
     checkpoints: Checkpoints | None = None,
     logger: Logger | None = None,
@@ -90,6 +99,8 @@ def train(
     step_flops: Callable[[], float | None] | None = None,
     stop: StopSignal | None = None,
     split: str = "val",
+    members: Sequence[str] = (),
+    steps_per_call: int = 1,
 ) -> TrainState:
     """Train up to `steps`, and end with an evaluation and a checkpoint.
 
@@ -98,7 +109,8 @@ def train(
         lifted: the step, on its devices.
         batches: from the batch number state.step on.
         steps: at which training ends, counted from the very first.
-        evaluate: global state -> scores; also called at the end.
+        evaluate: global state -> scores, of models trained together one mapping a model; also
+            called at the end.
         main_score: name of the score that chooses the best checkpoint; higher is better.
         checkpoints: where to save; an evaluation better than all before is always saved.
         logger: where to log; None prints lines.
@@ -111,6 +123,8 @@ def train(
             `mfu`, the share of what the devices could do at best.
         stop: training saves, without evaluating, and ends once this is requested.
         split: name of the evaluated part, for the log.
+        members: names of the models, where several are trained together.
+        steps_per_call: as many are one call, where nothing is due between them.
 
     Returns:
         The placed state at the end.
@@ -118,29 +132,32 @@ def train(
     Raises:
         TrainingDiverged: naming the step and its numbers.
     """
-    run = _Run(lifted, logger or Logger(steps=steps), log_every, steps_per_epoch, step_flops)
+    run = _Run(
+        lifted, logger or Logger(steps=steps), log_every, steps_per_epoch, step_flops, members
+    )
     step = int(jax.device_get(lifted.global_state(state).step))
-    best = jax.device_get(lifted.global_state(state).best)
+    best = best_numbers(lifted.global_state(state))
     is_saved = checkpoints is not None and step in checkpoints.steps()
-    saved = (step, int(best["evaluated"])) if is_saved else None
+    saved = (step, evaluated_step(best)) if is_saved else None
     while True:
         stopping = stop is not None and _is_stopping(stop, step)
-        exhausted = 0 < early_stopping <= int(best["bad_evaluations"])
+        exhausted = is_exhausted(best, early_stopping=early_stopping).all()
         ending = step >= steps or exhausted or stopping
         improved = False
         is_due = step >= steps or _divides(evaluate_every, step)
-        if evaluate is not None and is_due and not stopping and int(best["evaluated"]) < step:
+        if evaluate is not None and is_due and not stopping and evaluated_step(best) < step:
             run.settle()
             scores = evaluate(lifted.global_state(state))
-            best, improved = best_after(best, score=_main(scores, main_score), step=step)
-            state = lifted.with_best(state, best)
-            run.log(step, split, scores)
-            if 0 < early_stopping <= int(best["bad_evaluations"]):
+            main = [_main(s, main_score) for s in scores] if members else _main(scores, main_score)
+            best, better = best_after(best, score=main, step=step, early_stopping=early_stopping)
+            state, improved = lifted.with_best(state, best, better), bool(better.any())
+            run.log(step, split, _merge(scores, members, main_score) if members else scores)
+            if is_exhausted(best, early_stopping=early_stopping).all():
                 run.logger.say(
                     f"no better {main_score} in {early_stopping} evaluations; ending at step {step}"
                 )
                 ending = True
-        now = (step, int(best["evaluated"]))
+        now = (step, evaluated_step(best))
         is_due = ending or improved or _divides(checkpoint_every, step)
         if checkpoints is not None and is_due and saved != now:
             run.settle()
@@ -150,12 +167,20 @@ def train(
         if ending:
             run.settle()
             return state
-        batch = run.next_batch(batches, stop)
-        if batch is None:
+        count = steps_per_call if lifted.can_scan else 1
+        agree = AGREE_EVERY if jax.process_count() > 1 else 0
+        due = (log_every, evaluate_every, checkpoint_every, agree)
+        if run.is_first or _until_due(step, steps, due) < count:
+            count = 1  # the first by itself, whose wait for the compiler is told
+        taken = [batch for _ in range(count) if (batch := run.next_batch(batches, stop))]
+        if len(taken) < count:
             continue  # stopped while waiting for the data
-        state, metrics = lifted.step(state, lifted.place_batch(batch))
-        step += 1
-        run.stepped(step, metrics, is_last=step >= steps)
+        if count > 1:
+            state, metrics = lifted.steps(state, taken)
+        else:
+            state, metrics = lifted.step(state, lifted.place_batch(taken[0]))
+        step += count
+        run.stepped(step, metrics, count, is_last=step >= steps)
 
 
 def _is_stopping(stop: StopSignal, step: int) -> bool:
@@ -168,8 +193,35 @@ def _is_stopping(stop: StopSignal, step: int) -> bool:
     return stop.requested
 
 
+def _until_due(step: int, steps: int, periods: Sequence[int]) -> int:
+    """Steps until the end or the next multiple of a period."""
+    return min([steps - step, *(every - step % every for every in periods if every > 0)])
+
+
 def _divides(every: int, step: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
+
+
+def _merge(
+    scores: Sequence[Mapping[str, Any]], members: Sequence[str], shown: str
+) -> dict[str, Any]:
+    """The mean over the models that have a score, and each model's own of the one `shown`."""
+    merged: dict[str, Any] = {}
+    for name in dict.fromkeys(name for own in scores for name in own):
+        values = [own[name] for own in scores if own.get(name) is not None]
+        merged[name] = float(np.mean(values)) if values else None
+    own = zip(members, scores, strict=True)
+    return merged | {f"{shown}/{member}": found.get(shown) for member, found in own}
+
+
+def _merge_steps(metrics: Mapping[str, Any], members: Sequence[str]) -> dict[str, float]:
+    """The mean over the models that have not diverged, and each model's own loss."""
+    merged = {}
+    for name, values in metrics.items():
+        finite = values[np.isfinite(values)]
+        merged[name] = float(finite.mean()) if finite.size else math.nan
+    own = zip(members, metrics["loss"], strict=True)
+    return merged | {f"loss/{member}": float(value) for member, value in own}
 
 
 def _main(scores: Mapping[str, Any], name: str) -> float | None:
@@ -188,19 +240,27 @@ class _Run:
         log_every: int,
         epoch: float | None,
         step_flops: Callable[[], float | None] | None,
+        members: Sequence[str],
     ):
         self.logger = logger
+        self._members = members
+        self._diverged: dict[str, int] = {}
         self._lifted = lifted
         self._log_every = log_every
         self._steps_per_epoch = epoch
         self._step_flops = step_flops or (lambda: None)
-        # (step, metrics still on the device), oldest first
-        self._pending: collections.deque[tuple[int, Any]] = collections.deque()
+        # (step, number of steps, metrics still on the device), oldest first
+        self._pending: collections.deque[tuple[int, int, Any]] = collections.deque()
         self._last: dict[str, float] = {}
-        self._is_compiled = False
+        self._compiled: set[int] = set()
         self._batch_size = 0
         self._paused: float | None = None
         self._reset_clock()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether no step has run yet."""
+        return not self._compiled
 
     def next_batch(self, batches: Iterator[Any], stop: StopSignal | None) -> Any:
         """The next batch; None where loading ended because of the signal to stop."""
@@ -215,21 +275,23 @@ class _Run:
                 return None
             raise
         self._waited += time.monotonic() - start
-        self._batch_size = next(iter(batch.values())).shape[0] * jax.process_count()
+        self._batch_size = self._lifted.count_images(batch)
         return batch
 
-    def stepped(self, step: int, metrics: Any, *, is_last: bool) -> None:
-        """Note the metrics of a step; log where it is time, without waiting otherwise."""
-        self._pending.append((step, metrics))
-        self._images += self._batch_size
-        if not self._is_compiled:
+    def stepped(self, step: int, metrics: Any, count: int, *, is_last: bool) -> None:
+        """Note the metrics of some steps; log where it is time, without waiting otherwise."""
+        self._pending.append((step, count, metrics))
+        self._images += self._batch_size * count
+        if count not in self._compiled:
             self.settle()
-            self.logger.say(f"first step after {time.monotonic() - self._since:.1f} s (compiling)")
-            self._is_compiled = True
+            seconds = time.monotonic() - self._since
+            if not self._compiled:
+                self.logger.say(f"first step after {seconds:.1f} s (compiling)")
+            self._compiled.add(count)
             self._reset_clock()
         elif len(self._pending) > STEPS_IN_FLIGHT:
             # Not a wait for this step: it keeps the host from running far ahead of the device.
-            jax.block_until_ready(self._pending[-1 - STEPS_IN_FLIGHT][1]["loss"])
+            jax.block_until_ready(self._pending[-1 - STEPS_IN_FLIGHT][2]["loss"])
         if is_last or _divides(self._log_every, step):
             self.settle()
             self.log(step, "train", {**self._last, **self._speed()})
@@ -245,17 +307,34 @@ class _Run:
             TrainingDiverged: naming the first bad step.
         """
         while self._pending:
-            step, metrics = self._pending.popleft()
-            self._last = self._lifted.fetch(metrics)
-            watched = ("loss", "grad_norm", "param_norm", "learning_rate")
-            if not all(math.isfinite(self._last[name]) for name in watched):
-                numbers = ", ".join(f"{name} {self._last[name]:.4g}" for name in watched)
-                raise TrainingDiverged(
-                    f"training diverged at step {step}: {numbers}; lower optimizer.learning_rate, "
-                    "lengthen the warm-up, set optimizer.clip_norm, or check the images for NaN"
-                )
+            step, count, metrics = self._pending.popleft()
+            every = self._lifted.fetch(metrics)
+            for i in range(count):
+                found = {n: x[i] for n, x in every.items()} if count > 1 else every
+                if self._members:
+                    self._watch_members(step - count + 1 + i, found)
+                    found = _merge_steps(found, self._members)
+                self._last = found
+                self._watch(step - count + 1 + i)
         if self._paused is None:
             self._paused = time.monotonic()
+
+    def _watch(self, step: int) -> None:
+        numbers = {name: self._last[name] for name in WATCHED}
+        if not all(math.isfinite(value) for value in numbers.values()):
+            told = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            raise TrainingDiverged(
+                f"training diverged at step {step}: {told}; lower optimizer.learning_rate, "
+                "lengthen the warm-up, set optimizer.clip_norm, or check the images for NaN"
+            )
+
+    def _watch_members(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Say which models have diverged; the others go on."""
+        finite = np.all([np.isfinite(metrics[name]) for name in WATCHED], axis=0)
+        for member, is_finite in zip(self._members, finite, strict=True):
+            if not is_finite and member not in self._diverged:
+                self._diverged[member] = step
+                self.logger.say(f"{member} diverged at step {step}; the other models go on")
 
     def resume_clock(self) -> None:
         """Go on counting time as training, after an evaluation or a save."""

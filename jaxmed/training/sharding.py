@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -52,11 +53,12 @@ def state_shardings(abstract: Any, mesh: Mesh, *, fsdp: bool = False, min_size: 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raise a UserError where the devices cannot share the global batch equally."""
-    if batch_size % mesh.size:
-        below = batch_size - batch_size % mesh.size
-        fitting = f"{below} or {below + mesh.size}" if below else str(mesh.size)
+    devices = mesh.shape[AXIS]
+    if batch_size % devices:
+        below = batch_size - batch_size % devices
+        fitting = f"{below} or {below + devices}" if below else str(devices)
         raise UserError(
-            f"data.batch_size is {batch_size}, which {mesh.size} devices cannot share equally; "
+            f"data.batch_size is {batch_size}, which {devices} devices cannot share equally; "
             f"use {fitting}, or fewer devices"
         )
 
@@ -86,13 +88,25 @@ class Lifted:
         mode: "jit" or "pmap".
         mesh: of the devices.
         shardings: of the global state, one for all leaves or one a leaf.
+        can_scan: whether `steps` does several in one call.
     """
 
-    def __init__(self, step: Callable[..., Any], *, mode: str, mesh: Mesh, shardings: Any):
+    def __init__(
+        self,
+        step: Callable[..., Any],
+        *,
+        mode: str,
+        mesh: Mesh,
+        shardings: Any,
+        held: Held | None = None,
+    ):
         self.mode = mode
         self.mesh = mesh
         self.shardings = shardings
+        self.can_scan = mode == "jit"
         self._split = NamedSharding(mesh, PartitionSpec(AXIS))
+        self._stacked = NamedSharding(mesh, PartitionSpec(None, AXIS))
+        step, self._held = with_held(step, held, mesh)
         # One copy a device along a new leading axis, and back. On our own mesh, since pmap
         # compiles again for inputs of any other sharding; as programs, which work in several
         # processes too.
@@ -101,15 +115,25 @@ class Lifted:
         self._unstack = jax.jit(_first, out_shardings=replicated(mesh))
         self._compiled: Any
         if mode == "jit":
-            out = (shardings, replicated(mesh))
-            self._compiled = jax.jit(step, donate_argnums=0, out_shardings=out)
+            self._compile(step)
         else:
             self._compiled = jax.pmap(
                 functools.partial(step, axis_name=AXIS),
                 axis_name=AXIS,
                 devices=list(mesh.devices.flat),
                 donate_argnums=0,
+                in_axes=(0, 0, *(None for _ in self._held)),
             )
+
+    def _compile(self, step: Callable[..., Any]) -> None:
+        """The step under jit, and several of them in a row."""
+
+        def steps(state: TrainState, batches: Batch, *held: Any) -> tuple[TrainState, Any]:
+            return jax.lax.scan(lambda s, batch: step(s, batch, *held), state, batches)
+
+        out = (self.shardings, replicated(self.mesh))
+        self._compiled = jax.jit(step, donate_argnums=0, out_shardings=out)
+        self._compiled_steps = jax.jit(steps, donate_argnums=0, out_shardings=out)
 
     def init(self, make_state: Callable[..., TrainState], *args: Any) -> TrainState:
         """`make_state(*args)`, placed; under jit, sharded parameters are born sharded."""
@@ -146,8 +170,9 @@ class Lifted:
             return tree
         return jax.jit(lambda x: x, out_shardings=replicated(self.mesh))(tree)
 
-    def with_best(self, state: TrainState, best: Mapping[str, Any]) -> TrainState:
-        """A placed state with other values in `best`."""
+    def with_best(self, state: TrainState, best: Mapping[str, Any], improved: Any) -> TrainState:
+        """A placed state with other values in `best`; the best variables are in checkpoints."""
+        del improved
         placed = jax.device_put(dict(best), replicated(self.mesh))
         return state.replace(best=placed if self.mode == "jit" else self._stack(placed))
 
@@ -170,16 +195,35 @@ class Lifted:
             for name, x in batch.items()
         }
 
+    def count_images(self, batch: Mapping[str, Any]) -> int:
+        """Examples of the global batch, of which this is this process's part."""
+        return next(iter(batch.values())).shape[0] * jax.process_count()
+
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step; returns before it is done. Both arguments must be placed."""
-        return self._compiled(state, batch)
+        return self._compiled(state, batch, *self._held)
 
-    def fetch(self, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
-        """Metrics of a step as numbers; waits for them."""
-        return {
-            name: float(jax.device_get(x.addressable_data(0)).reshape(-1)[0])
-            for name, x in metrics.items()
+    def steps(
+        self, state: TrainState, batches: Sequence[Mapping[str, Any]]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """A step for each of these batches of the host, in one call; metrics have them in front.
+
+        Worth it where a step takes no longer than it takes the host to start one.
+        """
+        stacked = {
+            name: jax.make_array_from_process_local_data(
+                self._stacked, np.stack([batch[name] for batch in batches])
+            )
+            for name in batches[0]
         }
+        return self._compiled_steps(state, stacked, *self._held)
+
+    def fetch(self, metrics: Mapping[str, jax.Array]) -> dict[str, Any]:
+        """Metrics as numbers, or of several steps as arrays; waits for them."""
+        found = {name: jax.device_get(x.addressable_data(0)) for name, x in metrics.items()}
+        if self.mode == "pmap":
+            found = {name: x.reshape(-1)[0] for name, x in found.items()}
+        return {name: float(x) if x.ndim == 0 else x for name, x in found.items()}
 
 
 def _first(tree: Any) -> Any:
@@ -190,12 +234,40 @@ def _copies(tree: Any, *, count: int) -> Any:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree)
 
 
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Examples that the devices hold, each of them all, and how a batch is cut from them.
+
+    Attributes:
+        arrays: (cases, ...) each.
+        cut: (arrays, batch of choices) -> batch.
+    """
+
+    arrays: Mapping[str, Any]
+    cut: Callable[[Mapping[str, jax.Array], Batch], Batch]
+
+
+def with_held(
+    step: Callable[..., Any], held: Held | None, mesh: Mesh
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A step that cuts its batch from held examples, and these, placed, as its last argument."""
+    if held is None:
+        return step, ()
+
+    def cutting(state: TrainState, choice: Batch, arrays: Any, **options: Any) -> Any:
+        return step(state, held.cut(arrays, choice), **options)
+
+    placed = jax.device_put({k: np.asarray(v) for k, v in held.arrays.items()}, replicated(mesh))
+    return cutting, (placed,)
+
+
 def lift(
     step: Callable[..., Any],
     *,
     mesh: Mesh,
     mode: str = "jit",
     state_shardings: Any = None,
+    held: Held | None = None,
 ) -> Lifted:
     """Lift a step onto a mesh.
 
@@ -205,6 +277,7 @@ def lift(
         mode: "jit" (one program over global arrays) or "pmap" (one copy a device, with explicit
             sums); they agree to float precision.
         state_shardings: as the function of that name returns them; None replicates.
+        held: examples from which batches, which then hold choices, are cut on the device.
 
     Raises:
         UserError: for an unknown mode, or parameters to be split under pmap.
@@ -216,4 +289,4 @@ def lift(
     whole = all(s.is_fully_replicated for s in jax.tree.leaves(state_shardings))
     if mode == "pmap" and not whole:
         raise UserError("sharding.fsdp needs sharding.mode=jit; pmap keeps whole copies")
-    return Lifted(step, mode=mode, mesh=mesh, shardings=state_shardings)
+    return Lifted(step, mode=mode, mesh=mesh, shardings=state_shardings, held=held)

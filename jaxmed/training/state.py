@@ -22,12 +22,16 @@ class TrainState(flax.struct.PyTreeNode):
         ema: exponential moving average of the network's variables, {"params", its other
             collections}; {} where it is off. Averaged weights need the statistics of the same
             average: those of the last weights are of other activations.
-        hyper: () float32 each, such as learning_rate and weight_decay; traced, so that models
+        hyper: float32 each, such as learning_rate and weight_decay; traced, so that models
             trained together may differ in them and changing one compiles nothing.
         best: "score" () float32, the best main score so far (-inf before the first); "step" ()
             int32, when it was reached; "bad_evaluations" () int32, evaluations since;
-            "evaluated" () int32, the last evaluated step (-1 before the first).
+            "evaluated" () int32, the last evaluated step (-1 before the first). Of models trained
+            together also "variables", those that reached the score, since they reach it at
+            different steps.
         key: () typed PRNG key; it stays the same, steps fold their number in.
+
+    In the state of models trained together all but `step` have a leading axis, one entry a model.
     """
 
     step: Any
@@ -47,6 +51,7 @@ def init_state(
     key: jax.Array,
     hyper: Mapping[str, Any],
     ema: bool = False,
+    keep_best: bool = False,
 ) -> TrainState:
     """The state before the first step; jittable, so that large parameters are born sharded.
 
@@ -56,24 +61,28 @@ def init_state(
         key: typed PRNG key; one half draws the parameters, the other is kept for the steps.
         hyper: numbers that the optimizer and the moving average read.
         ema: whether to keep an exponential moving average of the variables.
+        keep_best: whether the state holds the best variables so far.
     """
     init_key, step_key = jax.random.split(key)
     model_state = dict(model_init(quick_key(init_key)))
     params = model_state.pop("params")
     traced = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
+    # Copies: one buffer must not be donated twice.
+    variables = {"params": params, **model_state}
+    best = {"variables": jax.tree.map(jnp.copy, variables)} if keep_best else {}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         model_state=model_state,
         opt_state=optimizer(traced).init(params),
-        # A copy: one buffer must not be donated twice.
-        ema=jax.tree.map(jnp.copy, {"params": params, **model_state}) if ema else {},
+        ema=jax.tree.map(jnp.copy, variables) if ema else {},
         hyper=traced,
         best={
             "score": jnp.full((), -jnp.inf, jnp.float32),
             "step": jnp.zeros((), jnp.int32),
             "bad_evaluations": jnp.zeros((), jnp.int32),
             "evaluated": jnp.full((), -1, jnp.int32),
+            **best,
         },
         key=step_key,
     )
@@ -100,23 +109,41 @@ def evaluation_variables(state: TrainState) -> dict[str, Any]:
     return state.ema if jax.tree.leaves(state.ema) else network_variables(state)
 
 
+def best_numbers(state: TrainState) -> dict[str, np.ndarray]:
+    """`best` of a global state without the variables, on the host."""
+    return jax.device_get({k: v for k, v in state.best.items() if k != "variables"})
+
+
+def evaluated_step(best: Mapping[str, Any]) -> int:
+    """The last evaluated step, -1 before the first; all models are evaluated together."""
+    return int(np.max(best["evaluated"]))
+
+
+def is_exhausted(best: Mapping[str, Any], *, early_stopping: int) -> np.ndarray:
+    """Whether so many evaluations have brought nothing better; never where it is 0."""
+    return np.asarray((early_stopping > 0) & (best["bad_evaluations"] >= early_stopping))
+
+
 def best_after(
-    best: Mapping[str, Any], *, score: float | None, step: int
-) -> tuple[dict[str, np.ndarray], bool]:
+    best: Mapping[str, Any], *, score: Any, step: int, early_stopping: int = 0
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """`best` after one more evaluation, and whether it was the best so far.
 
     Args:
         best: of a state, on the host.
-        score: main score, higher is better; None or NaN (undefined) is no improvement.
+        score: main score, higher is better, or one a model; None or NaN (undefined) is no
+            improvement.
         step: at which it was measured.
+        early_stopping: a model that is exhausted stays so, as if it had been trained by itself.
     """
     # Compared in float32, as it is kept, so that a resumed run decides the same.
-    now = np.float32(np.nan if score is None else score)
-    improved = bool(now > best["score"])
-    bad = 0 if improved else int(best["bad_evaluations"]) + 1
+    now = np.asarray(score, object).astype(np.float32)  # None becomes NaN
+    over = is_exhausted(best, early_stopping=early_stopping)
+    improved = np.asarray((now > best["score"]) & ~over)
+    bad = np.where(improved, 0, best["bad_evaluations"] + 1)
     return {
-        "score": np.asarray(now if improved else best["score"], np.float32),
-        "step": np.asarray(step if improved else best["step"], np.int32),
-        "bad_evaluations": np.asarray(bad, np.int32),
-        "evaluated": np.asarray(step, np.int32),
+        "score": np.where(improved, now, best["score"]).astype(np.float32),
+        "step": np.where(improved, step, best["step"]).astype(np.int32),
+        "bad_evaluations": bad.astype(np.int32),
+        "evaluated": np.full_like(best["evaluated"], step),
     }, improved

@@ -15,6 +15,7 @@ import jax
 import nibabel as nib
 import numpy as np
 import pytest
+from small_runs import NETWORK, SMALL, small_config
 
 from jaxmed.build.checks import check_numbers
 from jaxmed.build.config import base_config, config_of_run, flatten, read_run, update
@@ -29,34 +30,6 @@ from jaxmed.training.checkpoints import restore_variables
 from jaxmed.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-
-SMALL = {
-    "data.count": 40,
-    "data.extent": (32,),
-    "data.batch_size": 4,
-    "training.steps": 4,
-    "training.log_every": 1,
-    "training.evaluate_every": 2,
-    "training.checkpoint_every": 2,
-    "evaluation.resamples": 20,
-    "sharding.devices": 1,
-}
-NETWORK = {
-    "classification": {"model.width": 4, "model.stem_strides": 2},
-    "detection": {
-        "model.width": 4,
-        "model.stem_strides": 2,
-        "model.levels": (1, 2),
-        "model.head_features": 8,
-    },
-    "segmentation": {"model.features": (4, 8, 8)},
-}
-
-
-def small_config(task, layout="phantoms", **settings):
-    config = base_config(task, layout)
-    update(config, {**SMALL, **NETWORK[task], **settings}, where="test")
-    return config
 
 
 def digest(workdir, step=None):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmed.data.cache import Cached
-from jaxmed.data.loader import evaluation_batches, stack_examples, training_batches
+from jaxmed.data.loader import Stream, joint_batches, stack_examples, training_batches
 from jaxmed.types import UserError
 
 
@@ -27,10 +27,6 @@ class Numbers:
 
 def draw(example, rng):
     return {**example, "drawn": np.asarray(rng.random(), np.float32)}
-
-
-def keep(example):
-    return example
 
 
 def take(count, **options):
@@ -85,31 +81,17 @@ def test_processes_share_each_global_batch():
     assert same(again[1], parts[1][3:])
 
 
-def test_evaluation_visits_each_row_once_and_pads_with_zero_weight():
-    source = Numbers()
-    rows = [7, 1, 5, 3, 9]
-    with evaluation_batches(source, rows, batch_size=4, prepare=keep) as batches:
-        found = list(batches)
-    assert [b["image"].shape for b in found] == [(4, 3, 3, 1)] * 2
-    valid = np.concatenate([b["valid"] for b in found])
-    index = np.concatenate([b["index"] for b in found])
-    assert valid.tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
-    assert index[valid > 0].tolist() == rows
-    assert source.reads == 5  # padding reads nothing
-
-
-def test_evaluation_gives_every_process_equally_many_batches():
-    parts = []
-    for process in range(2):
-        options = {"process_index": process, "process_count": 2}
-        with evaluation_batches(
-            Numbers(), range(5), batch_size=4, prepare=keep, **options
-        ) as batches:
-            parts.append(list(batches))
-    assert [len(part) for part in parts] == [2, 2]
-    index = [b["index"][b["valid"] > 0] for part in parts for b in part]
-    assert sorted(np.concatenate(index)) == list(range(5))
-    assert parts[1][1]["valid"].tolist() == [0, 0]
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_streams_side_by_side_are_each_as_if_alone(workers):
+    streams = [Stream(range(10), 3, draw), Stream([1, 4, 7], 8, draw)]
+    options = {"batch_size": 4, "start_step": 2, "workers": workers}
+    with joint_batches(Numbers(), streams, **options) as batches:
+        joint = [next(batches) for _ in range(4)]
+    assert joint[0]["image"].shape == (2, 4, 3, 3, 1)
+    assert same([{k: x[0] for k, x in b.items()} for b in joint], take(4, start_step=2))
+    with training_batches(Numbers(), [1, 4, 7], batch_size=4, seed=8, prepare=draw) as batches:
+        alone = [next(batches) for _ in range(6)][2:]
+    assert same([{k: x[1] for k, x in b.items()} for b in joint], alone)
 
 
 def test_a_closed_iterator_ends():
@@ -141,7 +123,9 @@ class Broken(Numbers):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_of_a_source_reach_the_caller(workers):
     with (
-        evaluation_batches(Broken(), [4], batch_size=1, prepare=keep, workers=workers) as batches,
+        training_batches(
+            Broken(), [4], batch_size=1, seed=0, prepare=draw, workers=workers
+        ) as batches,
         pytest.raises(UserError, match="case4.png"),
     ):
         next(batches)

@@ -1,0 +1,222 @@
+"""What an evaluation leaves behind: files, tables, pictures and the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmed.build.checks import useless_keys
+from jaxmed.build.config import config_of_run, flatten, write_json
+from jaxmed.build.ensembles import Group
+from jaxmed.build.predictions import drawn_prediction
+from jaxmed.build.trained import TrainedRun
+from jaxmed.evaluation import curves, pictures
+from jaxmed.evaluation.evaluate import predict_cases, write_cases
+from jaxmed.evaluation.report import write_report
+from jaxmed.training.logging import METRICS_FILE, read_log
+from jaxmed.types import Example, Row, Source, count_of
+
+PICTURES_A_GROUP = 3
+FEW_CASES = 20
+
+
+def write_evaluation(
+    workdir: Path,
+    run: TrainedRun,
+    source: Source,
+    groups: Sequence[Group],
+    scores: Mapping[int, Row],
+    summary: Mapping[str, Any],
+    *,
+    shown: str,
+) -> None:
+    """Write and print everything that an evaluation gives."""
+    part, task = summary["part"], run.experiment.task
+    folder = workdir / "evaluation" / part
+    folder.mkdir(parents=True, exist_ok=True)
+    _note_replacement(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
+    described = {row: task.describe(score) for row, score in scores.items()}
+    write_cases(folder / "cases.csv", source.ids, described)
+    best = f"checkpoint with the best {task.main_score} (step {run.step})"
+    if run.chosen:
+        best = f"{count_of(len(run.chosen), 'model')} at their best {task.main_score}"
+    print_table(summary, title=f"{part}: {count_of(len(scores), 'case')}, {best}")
+    if "members" in summary:
+        print_members(summary, task.main_score)
+    figures = curves.draw_curves(run.info, scores, folder)
+    examples = _draw_examples(run, source, groups, described, folder)
+    _write_report(workdir, run, figures, examples, shown=shown)
+    print(f"report: {workdir / 'report.html'}")
+
+
+def _note_replacement(path: Path, summary: Mapping[str, Any]) -> None:
+    """Say so where the evaluation of another data set is about to be replaced."""
+    if not path.is_file():
+        return
+    old = json.loads(path.read_text(encoding="utf-8"))
+    if old["data_sha256"] != summary["data_sha256"]:
+        print(f"note: this replaces the evaluation of {old['data_path']} in {path.parent}")
+
+
+def print_table(summary: Mapping[str, Any], *, title: str) -> None:
+    """Print the scores with their intervals."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for column in ("score", "value", "95 % interval", "cases"):
+        table.add_column(column, justify="left" if column == "score" else "right")
+    for name, entry in summary["metrics"].items():
+        table.add_row(name, *score_cells(entry), str(entry["n"]))
+    Console().print(table)
+    if summary["cases"] < FEW_CASES:
+        print(f"note: of {count_of(summary['cases'], 'case')} even intervals say little")
+
+
+def print_members(summary: Mapping[str, Any], main_score: str) -> None:
+    """Print the main score of each model on its own validation part."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{main_score} of each model on its own validation part")
+    for column in ("model", "step", "value", "95 % interval", "predicts"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for member in summary["members"]:
+        entry = member["metrics"][main_score]
+        value, interval = score_cells(entry)
+        chosen = "yes" if member["chosen"] else ""
+        table.add_row(member["name"], str(member["step"]), value, interval, chosen)
+    Console().print(table)
+    spread = summary["spread"].get(main_score)
+    if spread is not None:
+        print(f"{main_score} over these models: {spread['mean']:.3f} +- {spread['std']:.3f}")
+
+
+def score_cells(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """Value and interval of a score, as text."""
+    if entry["value"] is None:
+        return "-", "undefined"
+    interval = "-" if entry["low"] is None else f"{entry['low']:.3f} to {entry['high']:.3f}"
+    return f"{entry['value']:.3f}", interval
+
+
+def choose_cases(described: Mapping[int, Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Rows of the worst, typical (around the median) and best cases; none twice."""
+    ranked = sorted(
+        (row for row, told in described.items() if np.isfinite(told["score"])),
+        key=lambda row: described[row]["score"],
+    )
+    size = min(PICTURES_A_GROUP, -(-len(ranked) // 3))
+    worst, best = ranked[:size], ranked[size:][::-1][:size]
+    between = ranked[len(worst) : len(ranked) - len(best)]
+    middle = max(0, (len(between) - size) // 2)
+    return {"worst": worst, "typical": between[middle : middle + size], "best": best}
+
+
+def _draw_examples(
+    run: TrainedRun,
+    source: Source,
+    groups: Sequence[Group],
+    described: Mapping[int, Mapping[str, Any]],
+    folder: Path,
+) -> dict[str, list[dict[str, Any]]]:
+    """Pictures of chosen cases, each predicted once more and drawn beside its truth."""
+    cases = choose_cases(described)
+    wanted = {row for group in cases.values() for row in group}
+    task, prepare = run.experiment.task, run.experiment.prepare
+    drawn: dict[int, dict[str, Any]] = {}
+    for rows, members in groups:
+        own = [row for row in rows if row in wanted]
+        predicted = predict_cases(run.predict_with(members), task, source, own, prepare=prepare)
+        for row, example, prediction in predicted:
+            name = next(g for g, rows in cases.items() if row in rows)
+            path = folder / "pictures" / f"{name}_{cases[name].index(row)}.png"
+            drawn[row] = _draw_case(run, source, path, row, example, prediction, described[row])
+    return {name: [drawn[row] for row in group] for name, group in cases.items()}
+
+
+def _draw_case(
+    run: TrainedRun,
+    source: Source,
+    path: Path,
+    row: int,
+    example: Example,
+    prediction: Any,
+    told: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The picture of one case, and what the report says of it."""
+    path.parent.mkdir(exist_ok=True)
+    pictures.draw_overlay(
+        path,
+        example["image"],
+        **pictures_of(run, example, prediction),
+        class_names=run.info.class_names,
+    )
+    scores = [f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in told.items()]
+    return {
+        "id": source.ids[row],
+        "score": told["score"],
+        "picture": path,
+        "caption": ", ".join(scores[:6]),
+    }
+
+
+def pictures_of(run: TrainedRun, example: Example, prediction: Any) -> dict[str, Any]:
+    """Prediction and truth of a case as the arguments of a picture."""
+    shown = drawn_prediction(
+        prediction, run.info, least_score=run.experiment.config.evaluation.score_threshold
+    )
+    if run.info.task == "segmentation":
+        shown["true_mask"] = example["mask"]
+    elif run.info.task == "detection":
+        shown |= {"true_boxes": example["boxes"], "true_labels": example["box_label"]}
+    else:
+        names = run.info.class_names
+        label = example["label"]
+        truth = (
+            "+".join(n for n, on in zip(names, label, strict=True) if on)
+            if label.ndim
+            else names[int(label)]
+        )
+        shown["title"] = f"{shown['title']} (is {truth or 'none'})"
+    return shown
+
+
+def _write_report(
+    workdir: Path,
+    run: TrainedRun,
+    figures: Sequence[Any],
+    examples: Mapping[str, Any],
+    *,
+    shown: str,
+) -> None:
+    useless = useless_keys(config_of_run(run.run))
+    history = []
+    log = workdir / METRICS_FILE
+    if log.is_file():
+        history = read_log(log)
+    summaries = {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
+        # Its own parts first: other data may have been trained on.
+        for path in sorted(
+            workdir.glob("evaluation/*/summary.json"),
+            key=lambda path: ("train val test".find(path.parent.name), path),
+            reverse=True,
+        )
+    }
+    write_report(
+        workdir / "report.html",
+        title=f"{run.info.name}: {run.info.task}",
+        config={k: v for k, v in flatten(run.run["config"]).items() if k not in useless},
+        history=history,
+        summaries=summaries,
+        cases=examples,
+        curves=figures,
+        shown=shown,
+        notes=run.run["data"]["notes"],
+    )

@@ -1,0 +1,190 @@
+"""Models trained together: which there are, and in what they differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxmed.build.checks import check_numbers
+from jaxmed.build.config import update
+from jaxmed.types import UserError
+
+VARIABLE = (
+    "optimizer.learning_rate",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "optimizer.momentum",
+    "optimizer.ema",
+    "model.dropout",
+    "augmentation.flip",
+    "augmentation.affine",
+    "augmentation.rotation",
+    "augmentation.translation",
+    "augmentation.brightness",
+    "augmentation.contrast",
+    "augmentation.gamma",
+    "augmentation.noise",
+    "augmentation.blur",
+    "augmentation.low_resolution",
+    "augmentation.color",
+    "augmentation.cutout",
+)
+"""Keys in which models of one program may differ: plain numbers that change no shape."""
+
+SWITCHES = ("optimizer.clip_norm", "optimizer.ema")
+"""Keys whose zero leaves a part of the program out, so that it cannot be told from others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One of the models that are trained together.
+
+    Attributes:
+        name: of the fold, the seed and the setting, as far as there are several.
+        setting: the varied settings, in words; members of one setting are comparable.
+        fold: of the cross-validation; None where all learn from the same training part.
+        seed: of its weights, its order of the data and its augmentation.
+        changes: keys of the config, with this model's own values.
+    """
+
+    name: str
+    setting: str
+    fold: int | None
+    seed: int
+    changes: Mapping[str, Any]
+
+
+def plan_members(config: ConfigDict) -> tuple[Member, ...]:
+    """Every combination of the folds, seeds and settings that the config asks for.
+
+    Returns:
+        Nothing where one model is to be trained.
+
+    Raises:
+        UserError: where `training.folds`, `seeds` or `vary` make no sense.
+    """
+    folds, seeds = config.training.folds, config.training.seeds
+    if folds == 1:
+        raise UserError("training.folds is 1; expected 0 for none, or at least 2")
+    if seeds < 1:
+        raise UserError(f"training.seeds is {seeds}; expected at least 1")
+    settings = parse_vary(config.training.vary)
+    if not folds and seeds == 1 and not config.training.vary:
+        return ()
+    members = []
+    for changes, fold, seed in itertools.product(
+        settings, range(folds) if folds else [None], range(seeds)
+    ):
+        setting = " ".join(f"{key.split('.')[-1]}={value:g}" for key, value in changes.items())
+        parts = [setting] if len(settings) > 1 else []
+        parts += [f"fold{fold}"] if fold is not None else []
+        parts += [f"seed{config.seed + seed}"] if seeds > 1 else []
+        name = " ".join(parts) or setting
+        members.append(Member(name, setting, fold, config.seed + seed, changes))
+    return tuple(members)
+
+
+def parse_vary(text: str) -> list[dict[str, float]]:
+    """`"a.b=1,2; c.d=3,4"` -> every combination, one dict each; `[{}]` for an empty text.
+
+    Raises:
+        UserError: for a key that cannot vary, or what is no number.
+    """
+    axes: dict[str, list[float]] = {}
+    for part in filter(None, (p.strip() for p in text.split(";"))):
+        key, equals, values = (piece.strip() for piece in part.partition("="))
+        if key not in VARIABLE:
+            near = difflib.get_close_matches(key, VARIABLE, n=1, cutoff=0.5)
+            meant = f"; did you mean {near[0]}?" if near else f"; expected {', '.join(VARIABLE)}"
+            raise UserError(f"training.vary: {key} cannot differ between models{meant}")
+        try:
+            numbers = [float(value) for value in values.split(",")]
+        except ValueError:
+            numbers = []
+        if not equals or not numbers or key in axes or len(set(numbers)) < len(numbers):
+            raise UserError(
+                f"training.vary is {text!r}; expected different numbers for each key once, as in "
+                "optimizer.learning_rate=1e-3,3e-4;model.dropout=0,0.2"
+            )
+        if key in SWITCHES and 0 < sum(n > 0 for n in numbers) < len(numbers):
+            raise UserError(f"training.vary: {key} cannot be on in some models and off in others")
+        axes[key] = numbers
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def member_config(config: ConfigDict, member: Member) -> ConfigDict:
+    """The config that this model would have if it were trained by itself."""
+    config = config.copy_and_resolve_references()
+    update(config, {**member.changes, "seed": member.seed}, where=f"training.vary, {member.name}")
+    return config
+
+
+def read_members(run: Mapping[str, Any]) -> tuple[Member, ...]:
+    """Those of a run, from its config.json."""
+    return tuple(Member(**stored) for stored in run.get("members", ()))
+
+
+def fold_name(fold: int) -> str:
+    """Of a fold's validation part in split.json."""
+    return f"fold{fold}"
+
+
+def rows_of(split: Mapping[str, Sequence[Any]], part: str, fold: int | None = None) -> list[Any]:
+    """Rows, or ids, of a part of a split that may have folds in place of train and val.
+
+    Args:
+        split: rows or ids by part; the validation parts of folds are named by `fold_name`.
+        part: "train" or "val" are, with folds, those of the given fold; with None, all that any
+            model was trained on, which all folds together validate.
+        fold: of which, where the split has folds.
+    """
+    folds = sorted((name for name in split if name.startswith("fold")), key=lambda n: int(n[4:]))
+    if not folds or part not in ("train", "val"):
+        return list(split.get(part, []))
+    if fold is None:
+        chosen = folds
+    elif part == "val":
+        chosen = [fold_name(fold)]
+    else:
+        chosen = [name for name in folds if name != fold_name(fold)]
+    return sorted(row for name in chosen for row in split[name])
+
+
+def setting_of_best(members: Sequence[Member], scores: Sequence[float]) -> list[int]:
+    """Places of the members of the best setting: the highest mean of their validation scores.
+
+    Args:
+        members: all of a run.
+        scores: best main score of each; not finite where there is none, which rules its setting
+            out.
+
+    Raises:
+        UserError: where no setting has scores of all its members.
+    """
+    by_setting: dict[str, list[int]] = {}
+    for place, member in enumerate(members):
+        by_setting.setdefault(member.setting, []).append(place)
+    means = {
+        setting: sum(scores[i] for i in places) / len(places)
+        for setting, places in by_setting.items()
+        if all(math.isfinite(scores[i]) for i in places)
+    }
+    if not means:
+        raise UserError("no setting has a validation score of each of its models; train longer")
+    return by_setting[max(means, key=lambda setting: means[setting])]
+
+
+def check_members(config: ConfigDict, members: Sequence[Member]) -> None:
+    """Refuse settings that no model could have.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for member in members:
+        check_numbers(member_config(config, member))

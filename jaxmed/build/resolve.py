@@ -1,0 +1,199 @@
+"""Fill in what a config leaves open, from the plan and the training part of the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxmed.build.checks import check_fits
+from jaxmed.build.config import flatten, update
+from jaxmed.build.experiment import Experiment
+from jaxmed.build.members import Member, fold_name, rows_of
+from jaxmed.data.splits import k_folds
+from jaxmed.preprocessing.fingerprint import take_fingerprint
+from jaxmed.preprocessing.plan import is_open, plan_settings, plan_steps
+from jaxmed.types import Source, UserError
+
+# The keys that something must set before an experiment can be built.
+REQUIRED = {
+    "all": ("data.channels", "data.normalization", "data.batch_size", "training.steps"),
+    "classification": ("data.size", "data.fit", "model.width", "model.stem_strides"),
+    "detection": (
+        "data.size",
+        "data.fit",
+        "data.max_boxes",
+        "model.width",
+        "model.stem_strides",
+        "model.levels",
+        "model.head_features",
+    ),
+    "segmentation": ("data.patch", "model.features", "evaluation.nsd_tolerance"),
+}
+
+
+def resolve(
+    config: ConfigDict,
+    source: Source,
+    rows: Sequence[int],
+    *,
+    earlier: Mapping[str, Any] | None = None,
+) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
+    """Fill in what the config leaves to the plan, from the training part.
+
+    Args:
+        config: as given; not changed.
+        source: the data set.
+        rows: of the training part.
+        earlier: flat resolved config of the run that is to go on; what was left open then keeps
+            its value, so that other software or hardware cannot plan another one.
+
+    Returns:
+        the resolved config, the settings that the plan made, and the fingerprint.
+
+    Raises:
+        UserError: where something is still open, or the plan's file is wrong.
+    """
+    config = config.copy_and_resolve_references()
+    given = flatten(config)
+    fingerprint = take_fingerprint(source, rows, channels=config.data.channels)
+    settings: dict[str, Any] = {}
+    if earlier is not None:
+        settings = {k: v for k, v in earlier.items() if k in given and is_open(given[k])}
+        settings = {k: v for k, v in settings.items() if not is_open(v)}
+        if config.optimizer.schedule == "constant":
+            settings["optimizer.warmup"] = earlier["optimizer.warmup"]
+    elif config.plan == "auto":
+        settings = plan_settings(fingerprint, source.info, given)
+    elif config.plan != "none":
+        settings = {k: v for k, v in _read_plan(config.plan).items() if is_open(given.get(k))}
+    update(config, settings, where=f"plan={config.plan}")
+    if "data.batch_size" in settings and earlier is None:
+        _fit_to_devices(config, settings)
+    _check_complete(config, leave_out=("training.steps",))
+    check_fits(config, source.info)
+    if config.training.epochs and not config.training.steps:
+        cases = train_count(config, len(rows))
+        steps = max(1, round(config.training.epochs * cases / max(config.data.batch_size, 1)))
+        update(config, {"training.steps": steps}, where="training.epochs")
+    elif config.plan == "auto" and not config.training.steps:
+        counts = fingerprint["class_counts"]
+        draft = config.copy_and_resolve_references()
+        draft.training.steps = 1
+        experiment = Experiment(draft, source.info, counts)
+        settings["training.steps"] = plan_steps(
+            lambda: experiment.step_flops(source[rows[0]]),
+            ndim=source.info.ndim,
+            cases=round(train_count(config, len(rows))),
+            batch_size=config.data.batch_size,
+        )
+        update(config, {"training.steps": settings["training.steps"]}, where="plan=auto")
+    if 0 < config.optimizer.warmup < 1:  # in steps, so that a longer run warms up alike
+        config.optimizer.warmup = float(math.ceil(config.optimizer.warmup * config.training.steps))
+    steps = config.training.steps
+    defaults = {
+        "log_every": min(20, max(1, steps // 25)),
+        "evaluate_every": max(50, steps // 10),
+        "checkpoint_every": max(50, steps // 10),
+    }
+    for key, every in defaults.items():
+        config.training[key] = config.training[key] or every
+    _check_complete(config)
+    return config, settings, fingerprint
+
+
+def train_count(config: ConfigDict, cases: int) -> float:
+    """Cases that one model learns from: of `cases`, folds hold a part of their own out."""
+    folds = config.training.folds
+    return cases * (folds - 1) / folds if folds else cases
+
+
+def cut_folds(
+    config: ConfigDict, source: Source, split: Mapping[str, Sequence[int]]
+) -> dict[str, list[int]]:
+    """The split with the validation parts of the folds in place of train and val."""
+    rows = sorted({*split["train"], *split["val"]})
+    folds = k_folds(
+        source.ids,
+        patients=source.patients,
+        labels=source.labels,
+        folds=config.training.folds,
+        seed=config.seed,
+        rows=rows,
+    )
+    rest = {part: list(own) for part, own in split.items() if part not in ("train", "val")}
+    return {fold_name(i): held_out for i, (_, held_out) in enumerate(folds)} | rest
+
+
+def with_own_statistics(
+    members: Sequence[Member],
+    config: ConfigDict,
+    source: Source,
+    split: Mapping[str, Sequence[int]],
+    settings: Mapping[str, Any],
+) -> tuple[Member, ...]:
+    """Models whose intensities are scaled by what they learn from, not by what they are tested on.
+
+    All else that was planned (sizes, network, class weights) is of all folds.
+
+    Args:
+        members: the models.
+        config: resolved.
+        source: the data set.
+        split: rows of each part.
+        settings: what the plan made; statistics that the user gave stay as they are.
+    """
+    if "data.intensity.mean" not in settings:
+        return tuple(members)
+    found = []
+    own: dict[int, dict[str, Any]] = {}
+    for member in members:
+        if member.fold is not None and member.fold not in own:
+            rows = rows_of(split, "train", member.fold)
+            fingerprint = take_fingerprint(source, rows, channels=config.data.channels)
+            keys = [f"data.intensity.{name}" for name in ("mean", "std", "clip")]
+            given = {**flatten(config), **dict.fromkeys(keys, ())}
+            planned = plan_settings(fingerprint, source.info, given)
+            # A fold cannot want another kind of scaling than all of them together.
+            own[member.fold] = {k: planned[k] for k in keys if settings.get(k) and planned.get(k)}
+        changes = own.get(-1 if member.fold is None else member.fold, {})
+        found.append(dataclasses.replace(member, changes={**member.changes, **changes}))
+    return tuple(found)
+
+
+def _read_plan(path: str) -> dict[str, Any]:
+    try:
+        plan = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(plan, dict):
+            raise ValueError("it is no object of keys and values")
+        return flatten(plan)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"plan={path}: cannot be read ({error}); expected auto, none, or a JSON file"
+        ) from error
+
+
+def _fit_to_devices(config: ConfigDict, settings: dict[str, Any]) -> None:
+    """Round a planned batch up to what the devices can share equally."""
+    devices = config.sharding.devices or len(jax.devices())
+    size = -(-config.data.batch_size // devices) * devices
+    settings["data.batch_size"] = config.data.batch_size = size
+
+
+def _check_complete(config: ConfigDict, *, leave_out: Sequence[str] = ()) -> None:
+    flat = flatten(config)
+    required = [k for k in REQUIRED["all"] + REQUIRED[config.task] if k not in leave_out]
+    if config.data.normalization == "dataset":
+        required += ["data.intensity.mean", "data.intensity.std"]
+    missing = [k for k in required if is_open(flat[k])]
+    if missing:
+        raise UserError(
+            f"plan={config.plan} leaves {', '.join(missing)} open; set them with "
+            f"--config.{missing[0]}=..., or use plan=auto"
+        )
