@@ -1,6 +1,7 @@
 """The benchmark's lines are well formed; what they say is not a test."""
 
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
@@ -25,11 +26,13 @@ def test_a_case_and_its_rival_are_timed_in_turns():
         turns.append("theirs")
         return 10.0
 
-    work = timing.Work(lambda: (turns.append("ours"), time.sleep(0.01)), items=5, unit="images")
+    work = timing.Work(lambda: (turns.append("ours"), time.sleep(0.03)), items=5, unit="images")
     found = timing.measure("waiting", work, repeats=3, rival=rival)
-    assert turns == ["ours", "ours", "theirs", "theirs"] * 3
+    # Short work is repeated until its turn is full, and the first run of a turn does not count.
+    assert [name for name, _ in itertools.groupby(turns)] == ["ours", "theirs"] * 3
+    assert turns.count("theirs") == 6 and 9 <= turns.count("ours") <= 15
     assert found["case"] == "waiting" and found["against_ms"] == 10_000
-    assert found["ms"] >= 10 and found["images_per_s"] <= 500
+    assert found["ms"] >= 30 and found["images_per_s"] <= 167
     assert found["ratio"] == pytest.approx(1e4 / found["ms"], rel=0.5)
 
 

@@ -27,14 +27,16 @@ def reduce_spatial(
 ) -> Float[Array, " channels"]:
     """Reduce each channel to one number by `jnp.min`, `jnp.max` or `jnp.mean`.
 
-    The first axis goes first, so that the inner loop runs over long rows and not over the channels.
-    `reduce_precision` to all the digits that a float32 has changes no number, but without it XLA's
-    CPU compiler draws the reduction into the loop that uses its result: 10 to 40 times slower in
-    `contrast` (measured, jax 0.10 and 0.12).
+    The inner loop runs over the voxels of a channel, laid out as one row, and not over the
+    channels. `reduce_precision` to all the digits that a float32 has changes no number, but without
+    it XLA's CPU compiler draws the reduction into the loop that uses its result: 10 to 40 times
+    slower in `contrast` (measured, jax 0.10 and 0.12).
     """
-    while image.ndim > 1:
-        image = reduce(image, 0)
-    return jax.lax.reduce_precision(image, 8, 23)
+    return jax.lax.reduce_precision(reduce(_rows(image), -1), 8, 23)
+
+
+def _rows(image: Image) -> Float[Array, "channels voxels"]:
+    return image.reshape(-1, image.shape[-1]).T
 
 
 def brightness(
@@ -131,9 +133,40 @@ def gaussian_noise(
     def change(key: jax.Array, image: Image) -> Image:
         size, values = jax.random.split(key)
         strength = _draw(size, image, *std, per_channel) * _spread(image)
-        return image + strength * jax.random.normal(values, image.shape)
+        return image + strength * quick_normal(values, image.shape)
 
     return _on_image(change, probability)
+
+
+def quick_normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Numbers of a standard normal distribution, good enough for noise and five times as fast.
+
+    JAX's own generator and the inverse of the error function take most of the time of a whole
+    augmentation on a CPU. Here each voxel's place is mixed with the key into two words of 32 bits
+    (a finaliser of MurmurHash3's kind, constants of Wellons' search), whose 64 bits are counted: a
+    binomial number, made continuous by a uniform one. Variance 1, excess kurtosis -0.03, at most
+    5.6 standard deviations.
+
+    Args:
+        key: typed PRNG key.
+        shape: of the result.
+    """
+    start = jax.random.bits(key, (2,))
+    places = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(tuple(shape))
+    first = _mix_bits(_mix_bits(places * jnp.uint32(0x9E3779B9) + start[0]) + start[1])
+    second = _mix_bits(first ^ jnp.uint32(0x9E3779B9))
+    third = _mix_bits(first + second)
+    ones = (jax.lax.population_count(x).astype(jnp.float32) for x in (first, second))
+    share = (third >> 8).astype(jnp.float32) * 2**-24
+    # Of 64 bits, 32 are ones in the mean, with a variance of 16; of the share they are 1/2, 1/12.
+    return (sum(ones) + share - 32.5) * (1 / math.sqrt(16 + 1 / 12))
+
+
+def _mix_bits(x: jax.Array) -> jax.Array:
+    """Spread each bit of 32 over all others."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
 
 
 def gaussian_blur(
@@ -288,9 +321,10 @@ def _spatial(image: Image) -> tuple[int, ...]:
 
 
 def _spread(image: Image) -> Float[Array, " channels"]:
-    """Standard deviation of each channel."""
-    mean = reduce_spatial(jnp.mean, image)
-    return jnp.sqrt(reduce_spatial(jnp.mean, jnp.square(image - mean)))
+    """Standard deviation of each channel; all of it in rows, which is 4 to 8 times as fast."""
+    rows = _rows(image)
+    squares = jnp.square(rows - reduce_spatial(jnp.mean, image)[:, None])
+    return jnp.sqrt(jax.lax.reduce_precision(squares.mean(-1), 8, 23))
 
 
 def _draw(

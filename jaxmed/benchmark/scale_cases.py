@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmed.benchmark import networks, sizes
-from jaxmed.benchmark.timing import Work, compile_work
+from jaxmed.benchmark.timing import Work, compile_work, count_flops
 from jaxmed.models.resnet import ResNet, ResNetBackbone
 from jaxmed.training.sharding import lift, make_mesh
 from jaxmed.training.step import make_step
@@ -40,11 +40,18 @@ def _folds_work(layout: str) -> Work:
                 one.run()
 
         return Work(run, items, "images", FOLDS * one.flops, one.peak_bytes, one.compile_s)
-    number = state.step
+    one, number = state, state.step
     state = jax.tree.map(lambda x: jnp.stack([x] * FOLDS), state).replace(step=number)
     batch = {name: jnp.stack([x] * FOLDS) for name, x in batch.items()}
     together = step_together(step, layout=layout)
-    return compile_work(together, state, batch, items=items, unit="images", donate=True)
+    return compile_work(
+        # Of a loop, XLA counts one turn.
+        *(together, state, batch),
+        items=items,
+        unit="images",
+        donate=True,
+        flops=FOLDS * count_flops(step, one, {name: x[0] for name, x in batch.items()}),
+    )
 
 
 def _small_steps_work(steps: int) -> Work:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import platform
 import statistics
@@ -18,6 +19,8 @@ from jaxmed.models import onednn_library
 from jaxmed.models.convolution import use_onednn
 from jaxmed.training.speed import utilization
 
+TURN = 0.1
+"""Seconds that short work is repeated for in each turn."""
 REST = 0.05
 """Seconds between turns, for threads of the other program to fall asleep."""
 
@@ -108,16 +111,9 @@ def measure(
     """
     ours, theirs = [], []
     for _ in range(repeats):
-        # The first of a turn does not count: memory that lay idle may have been given back.
-        time.sleep(REST)
-        work.run()
-        start = time.perf_counter()
-        work.run()
-        ours.append(time.perf_counter() - start)
+        ours.append(_take_turn(functools.partial(_time_once, work.run)))
         if rival is not None:
-            time.sleep(REST)
-            rival()
-            theirs.append(rival())
+            theirs.append(_take_turn(rival))
     seconds = statistics.median(ours)
     result: dict[str, Any] = {
         "case": name,
@@ -139,6 +135,26 @@ def measure(
             statistics.median(t / o for o, t in zip(ours, theirs, strict=True))
         )
     return result
+
+
+def _time_once(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _take_turn(run: Callable[[], float]) -> float:
+    """Seconds of a run, the median of as many as fill a turn.
+
+    The first of a turn does not count: memory that lay idle may have been given back, and caches
+    hold what the other side worked on.
+    """
+    time.sleep(REST)
+    run()
+    seconds: list[float] = []
+    while sum(seconds) < TURN:
+        seconds.append(run())
+    return statistics.median(seconds)
 
 
 def _rounded(value: float) -> float:
