@@ -33,13 +33,13 @@ def _folds_work(layout: str) -> Work:
     step = make_step(model_apply=model.apply, task=task, optimizer=optimizer)
     items = FOLDS * len(batch["valid"])
     if layout == "apart":
-        one = compile_work(step, state, jax.device_put(batch), items=items, unit="images")
+        work = compile_work(step, state, jax.device_put(batch), items=items, unit="images")
 
         def run() -> None:
             for _ in range(FOLDS):
-                one.run()
+                work.run()
 
-        return Work(run, items, "images", FOLDS * one.flops, one.peak_bytes, one.compile_s)
+        return Work(run, items, "images", FOLDS * work.flops, work.peak_bytes, work.compile_s)
     one, number = state, state.step
     state = jax.tree.map(lambda x: jnp.stack([x] * FOLDS), state).replace(step=number)
     batch = {name: jnp.stack([x] * FOLDS) for name, x in batch.items()}

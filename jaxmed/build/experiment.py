@@ -66,8 +66,8 @@ class Experiment:
         self.view = preparation.make_training_view(config)
         self.prepare_batch = preparation.make_prepare_batch(config)
         self.augment = pieces.make_augment(config, self.info)
-        self.optimizer, self.schedule, self.hyper = pieces.make_optimization(config)
-        self.hyper |= self.numbers_of(config)
+        self.optimizer, self.schedule, hyper = pieces.make_optimization(config)
+        self.hyper: dict[str, Any] = {**hyper, **self.numbers_of(config)}
         self.member_configs = [member_config(config, member) for member in members]
         for own in self.member_configs:  # traced numbers cannot be checked any more
             pieces.make_augment(own, self.info)
@@ -324,7 +324,9 @@ class Experiment:
 
         def ensemble(variables: Any, numbers: Any, batch: dict[str, jax.Array]) -> Any:
             # One after another, so that the memory for their insides is that of one.
-            each = jax.lax.map(lambda own: self._forward(*own, batch), (variables, numbers))
+            each = jax.lax.map(
+                lambda own: self._forward(own[0], own[1], batch), (variables, numbers)
+            )
             return self.task.combine(each)
 
         return jax.jit(ensemble)
@@ -337,9 +339,9 @@ class Experiment:
         blend = self.info.task == "segmentation"
         flips: list[tuple[int, ...]] = [()]
         if self.config.evaluation.flips:
-            axes = range(1, self.info.ndim + 1)
+            every = range(1, self.info.ndim + 1)
             flips = [
-                tuple(a for a in axes if bits >> a & 1)
+                tuple(a for a in every if bits >> a & 1)
                 for bits in range(0, 2 ** (self.info.ndim + 1), 2)
             ]
         total: Any = None

@@ -49,13 +49,12 @@ from jaxmed.training.processes import (
     any_of,
     gather_rows,
     is_first,
-    local_copy,
     share_of,
     wait_for_all,
 )
 from jaxmed.training.sharding import Lifted
 from jaxmed.training.speed import InBackground
-from jaxmed.training.state import TrainState, best_numbers, evaluated_step, evaluation_variables
+from jaxmed.training.state import TrainState, best_numbers, evaluated_step
 from jaxmed.training.step import example_keys
 from jaxmed.types import Source, UserError
 
@@ -218,10 +217,9 @@ def _train(
 
         def evaluate(state: TrainState) -> Any:
             if not experiment.members:
-                variables = local_copy(lifted.whole(evaluation_variables(state)))
-                return score(variables, split["val"])
+                return score(lifted.variables_of(state), split["val"])
             return [
-                evaluate_member(lifted.member_variables(state, place), place)
+                evaluate_member(lifted.variables_of(state, place), place)
                 for place in range(len(experiment.members))
             ]
 

@@ -141,7 +141,7 @@ def train(
     saved = (step, evaluated_step(best)) if is_saved else None
     while True:
         stopping = stop is not None and _is_stopping(stop, step)
-        exhausted = is_exhausted(best, early_stopping=early_stopping).all()
+        exhausted = bool(is_exhausted(best, early_stopping=early_stopping).all())
         ending = step >= steps or exhausted or stopping
         improved = False
         is_due = step >= steps or _divides(evaluate_every, step)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmed.training.state import TrainState
+from jaxmed.training.processes import local_copy
+from jaxmed.training.state import TrainState, evaluation_variables
 from jaxmed.types import Batch, UserError
 
 AXIS = "data"
@@ -169,6 +170,11 @@ class Lifted:
         if all(getattr(x, "is_fully_replicated", True) for x in leaves):
             return tree
         return jax.jit(lambda x: x, out_shardings=replicated(self.mesh))(tree)
+
+    def variables_of(self, state: TrainState, member: int | None = None) -> Any:
+        """The variables to evaluate with, whole; of one of several models."""
+        assert member is None, "this lifts the step of one model"
+        return local_copy(self.whole(evaluation_variables(state)))
 
     def with_best(self, state: TrainState, best: Mapping[str, Any], improved: Any) -> TrainState:
         """A placed state with other values in `best`; the best variables are in checkpoints."""

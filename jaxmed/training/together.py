@@ -199,7 +199,7 @@ class LiftedTogether(Lifted):
         numbers = jax.device_put(dict(best), self._own)
         return state.replace(best={**numbers, "variables": kept})
 
-    def member_variables(self, state: TrainState, member: int) -> Any:
+    def variables_of(self, state: TrainState, member: int | None = None) -> Any:
         """The variables to evaluate one model with."""
         return self._member(evaluation_variables(state), member)
 
