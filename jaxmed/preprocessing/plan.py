@@ -19,6 +19,33 @@ SECONDS = 400.0
 EPOCHS = (8, 150)
 
 
+REASONS = {
+    "data.channels": "as the images have",
+    "data.normalization": (
+        "8-bit pictures and CT mean the same in every image and share statistics; others, and all "
+        "that is segmented but CT, are scaled each by itself"
+    ),
+    "data.intensity.mean": "of the training part",
+    "data.intensity.std": "of the training part",
+    "data.intensity.clip": "0.5 and 99.5 percentile of CT",
+    "data.size": "the median image, shrunk to what a network can look at whole",
+    "data.fit": "stretched where all images have one aspect, else padded",
+    "data.patch": "as much of the median image as fits, in its proportions",
+    "data.spacing": "the median, as spacings vary or slices are thick",
+    "data.batch_size": "many small updates learn more in a given time than few large ones",
+    "data.max_boxes": "half as many again as in the busiest image",
+    "model.width": "moderate, for some minutes on two CPU cores",
+    "model.stem_strides": "small images are not shrunk at once",
+    "model.levels": "the stages whose cells are as large as the objects",
+    "model.head_features": "volumes have many cells",
+    "model.features": "doubled at each level",
+    "model.strides": "axes are halved until 4 voxels are left, thick ones later",
+    "evaluation.nsd_tolerance": "1 mm, or one voxel of a microscope",
+    "training.steps": "some minutes on two CPU cores, within 8 to 150 epochs",
+}
+"""Why each setting is planned as it is."""
+
+
 def plan_settings(
     fingerprint: Mapping[str, Any], info: DatasetInfo, given: Mapping[str, Any]
 ) -> dict[str, Any]:

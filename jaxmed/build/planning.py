@@ -1,0 +1,116 @@
+"""Look at a data set and plan how to learn from it, without training."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxmed.build import datasets
+from jaxmed.build.checks import check_numbers
+from jaxmed.build.config import write_json
+from jaxmed.build.resolve import resolve
+from jaxmed.build.workdir import make_folder
+from jaxmed.data.examination import SEVERITIES, Finding, examine
+from jaxmed.data.sources.findings import DataError, some
+from jaxmed.data.splits import split_cases
+from jaxmed.preprocessing.plan import REASONS
+from jaxmed.types import Source, UserError, count_of
+
+PLAN_FILE, QUALITY_FILE = "plan.json", "quality.json"
+
+
+def plan_run(config: ConfigDict, output: str | Path) -> bool:
+    """Print what is wrong with a data set and how it would be learned; write both to a folder.
+
+    Args:
+        config: as for training.
+        output: folder of `quality.json`, all findings with all cases, and `plan.json`, which
+            `--config.plan=FILE` takes; a person may edit it.
+
+    Returns:
+        Whether nothing is wrong that would make results wrong.
+
+    Raises:
+        UserError: where the data cannot be opened at all.
+    """
+    check_numbers(config)
+    output = Path(output)
+    make_folder(output)
+    source, findings = _open(config)
+    split, notes = split_cases(
+        source.ids,
+        patients=source.patients,
+        labels=source.labels,
+        parts=source.parts,
+        fractions=tuple(config.data.fractions),
+        seed=config.seed,
+    )
+    sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.items())
+    print(f"{source.info.name}: {count_of(len(source), 'case')} ({sizes})")
+    findings += [Finding("note", "data", "", (note,)) for note in [*source.notes, *notes]]
+    findings += examine(source, split, progress=_progress(len(source)))
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    print_findings(findings)
+    write_json(output / QUALITY_FILE, [dataclasses.asdict(finding) for finding in findings])
+    broken = {
+        case for finding in findings if finding.kind == "broken case" for case in finding.cases
+    }
+    if broken:
+        print("no plan: mend or leave out what is broken first")
+        return False
+    _plan(config, source, split["train"], output)
+    print(f"written: {output / QUALITY_FILE}, {output / PLAN_FILE}")
+    return not any(finding.severity == "error" for finding in findings)
+
+
+def _open(config: ConfigDict) -> tuple[Source, list[Finding]]:
+    """The data set, and as findings all that keeps it from being opened as it is."""
+    try:
+        return datasets.make_source(config), []
+    except DataError as error:
+        lenient = config.copy_and_resolve_references()
+        lenient.data.invalid = "drop"
+        try:
+            source = datasets.make_source(lenient)
+        except UserError:
+            raise error from None
+        advice = "mend the files, or leave these out with --config.data.invalid=drop"
+        problems = error.problems or (str(error),)
+        return source, [Finding("error", "invalid annotation", advice, tuple(problems))]
+
+
+def _progress(total: int) -> Callable[[int], None]:
+    """A line that counts up on a terminal; nothing in a log."""
+    if not sys.stdout.isatty():
+        return lambda done: None
+
+    def show(done: int) -> None:
+        end = "\n" if done == total else ""
+        print(f"\rread {done} of {total}", end=end, flush=True)
+
+    return show
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """Print all findings, the worst first, each with its first cases and what to do."""
+    if not findings:
+        print("nothing stands out")
+    for finding in findings:
+        print(f"{finding.severity}: {finding.kind} ({len(finding.cases)}): {some(finding.cases)}")
+        if finding.advice:
+            print(f"    {finding.advice}")
+
+
+def _plan(config: ConfigDict, source: Source, rows: Sequence[int], output: Path) -> None:
+    """Print each planned setting with its reason, and write them."""
+    config = config.copy_and_resolve_references()
+    config.plan = "auto"
+    _, settings, _ = resolve(config, source, rows)
+    print("plan:")
+    for key, value in settings.items():
+        print(f"  {key} = {value!r}  ({REASONS.get(key, 'of the data')})")
+    write_json(output / PLAN_FILE, settings)

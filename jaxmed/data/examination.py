@@ -1,0 +1,320 @@
+"""A data set looked at as a whole: what stands out, worst first, with the cases and what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from jaxmed.data.quality import THREADS
+from jaxmed.types import Example, UserError
+
+SEVERITIES = ("error", "warning", "note")
+"""Wrong results, likely wrong results, and what one should know; in this order."""
+
+BROKEN = "broken case"
+"""The kind of finding that keeps a set from being used."""
+
+THUMBNAIL = 24
+"""Values a side of the small copy by which near duplicates are found."""
+ALIKE = 0.998
+"""Correlation of small copies from which images count as near duplicates."""
+SAME_BOX = 0.8
+"""Overlap from which two boxes of one label are one object marked twice."""
+FAR_OUT = 8.0
+"""Distance from the median, in robust standard deviations, from which a number is outlying."""
+LEAST_SPREAD = 0.1
+"""Of the logarithm of a number: below a factor of 2.2 nothing is outlying."""
+FEW = 0.02
+"""Share of the cases up to which these are outlying; more of them are how the set is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something that stands out in a data set.
+
+    Attributes:
+        severity: one of `SEVERITIES`.
+        kind: what it is, in two or three words, the same for all of its kind.
+        advice: what to do.
+        cases: what is concerned: ids, each with what was found.
+    """
+
+    severity: str
+    kind: str
+    advice: str
+    cases: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What one look at a case tells; small, whatever the size of the image."""
+
+    problem: str = ""
+    digest: str = ""
+    thumbnail: np.ndarray | None = None
+    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    classes: frozenset[int] = frozenset()
+    doubled: tuple[tuple[int, int], ...] = ()
+
+
+def examine(
+    source: Any,
+    split: Mapping[str, Sequence[int]],
+    *,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Finding]:
+    """Read each case once, in parallel, and list all that stands out.
+
+    Args:
+        source: a `jaxmed.types.Source`, opened with invalid annotations left out, if any.
+        split: rows of each part.
+        progress: called with the number of cases read so far.
+
+    Returns:
+        Findings, the worst first.
+    """
+    rows = sorted({row for members in split.values() for row in members})
+    looks: dict[int, Look] = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        for done, (row, look) in enumerate(zip(rows, pool.map(_looker(source), rows), strict=True)):
+            looks[row] = look
+            progress(done + 1)
+    part_of = {row: part for part, members in split.items() for row in members}
+    found = [
+        *_unreadable(source, looks),
+        *_duplicates(source, looks, part_of),
+        *_patients(source, split),
+        *_classes(source, looks, split),
+        *_doubled_boxes(source, looks),
+        *_constant(source, looks),
+        *_outlying(source, looks),
+    ]
+    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def _looker(source: Any) -> Callable[[int], Look]:
+    def look(row: int) -> Look:
+        try:
+            return look_at(source[row])
+        except UserError as error:
+            return Look(problem=str(error))
+
+    return look
+
+
+def look_at(example: Example) -> Look:
+    """What one case tells, by its image and its labels."""
+    image = example["image"]
+    content = repr((image.shape, str(image.dtype))).encode() + np.ascontiguousarray(image).tobytes()
+    flat = image.reshape(-1, image.shape[-1])
+    low, high = float(flat.min()), float(flat.max())
+    numbers = {
+        "mean": float(flat.mean(dtype=np.float64)),
+        "standard deviation": float(flat.std(dtype=np.float64)),
+        "range of values": high - low,
+        "number of voxels": float(flat.shape[0]),
+        **{
+            f"spacing along axis {axis}": float(value)
+            for axis, value in enumerate(example["spacing"])
+        },
+    }
+    classes: frozenset[int] = frozenset()
+    doubled: list[tuple[int, int]] = []
+    if "mask" in example:
+        classes = frozenset(np.unique(example["mask"]).tolist())
+    elif "box_label" in example:
+        classes = frozenset(example["box_label"].tolist())
+        doubled = _same_boxes(example["boxes"], example["box_label"])
+    elif "label" in example:
+        label = np.asarray(example["label"])
+        on = np.flatnonzero(label) if label.ndim else label[None]
+        classes = frozenset(int(c) for c in on)
+    digest = hashlib.sha256(content).hexdigest()
+    return Look("", digest, _thumbnail(image), numbers, classes, tuple(doubled))
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray | None:
+    """A small copy with mean 0 and length 1, alike for images that look alike; None of a flat one.
+
+    Means over blocks, so that noise and compression hardly show; brightness and contrast do not
+    matter.
+    """
+    small = image.astype(np.float32).mean(-1)
+    for axis, side in enumerate(small.shape):
+        cuts = np.linspace(0, side, min(side, THUMBNAIL) + 1).astype(int)
+        sums = np.add.reduceat(small, cuts[:-1], axis=axis)
+        shape = [-1 if i == axis else 1 for i in range(small.ndim)]
+        small = sums / np.diff(cuts).reshape(shape)
+    small = small - small.mean()
+    length = np.linalg.norm(small)
+    return (
+        (small / length).ravel() if length > 1e-6 * max(1.0, float(np.abs(image).max())) else None
+    )
+
+
+def _same_boxes(boxes: np.ndarray, labels: np.ndarray) -> list[tuple[int, int]]:
+    ndim = boxes.shape[-1] // 2
+    low, high = boxes[:, :ndim], boxes[:, ndim:]
+    sides = np.minimum(high[:, None], high[None]) - np.maximum(low[:, None], low[None])
+    both = np.maximum(sides, 0).prod(-1)
+    volume = (high - low).prod(-1)
+    overlap = both / np.maximum(volume[:, None] + volume[None] - both, 1e-9)
+    same = np.triu((overlap > SAME_BOX) & (labels[:, None] == labels[None]), 1)
+    return [(int(i), int(j)) for i, j in np.argwhere(same)]
+
+
+def _unreadable(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:
+    del source
+    problems = tuple(look.problem for look in looks.values() if look.problem)
+    if problems:
+        yield Finding("error", BROKEN, "mend the files, or leave them out", problems)
+
+
+def _duplicates(
+    source: Any, looks: Mapping[int, Look], part_of: Mapping[int, str]
+) -> Iterator[Finding]:
+    exact: dict[str, list[int]] = defaultdict(list)
+    for row, look in looks.items():
+        if look.digest:
+            exact[look.digest].append(row)
+    groups = [rows for rows in exact.values() if len(rows) > 1]
+    yield from _group_findings("identical images", source, looks, part_of, groups)
+    # Of identical images one stands for all.
+    first = [rows[0] for rows in exact.values()]
+    near = list(alike(looks, first))
+    yield from _group_findings("nearly identical images", source, looks, part_of, near)
+
+
+def alike(looks: Mapping[int, Look], rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Pairs of rows whose small copies agree; only images of one shape of copy are compared."""
+    by_size: dict[int, list[int]] = defaultdict(list)
+    for row in rows:
+        thumbnail = looks[row].thumbnail
+        if thumbnail is not None and thumbnail.size >= THUMBNAIL:
+            by_size[thumbnail.size].append(row)
+    for members in by_size.values():
+        copies = np.stack([t for row in members if (t := looks[row].thumbnail) is not None])
+        for start in range(0, len(members), 1024):  # not all products at once
+            block = copies[start : start + 1024] @ copies.T
+            for i, j in np.argwhere(block > ALIKE):
+                if start + i < j:
+                    yield members[start + i], members[j]
+
+
+def _group_findings(
+    kind: str,
+    source: Any,
+    looks: Mapping[int, Look],
+    part_of: Mapping[int, str],
+    groups: Sequence[Sequence[int]],
+) -> Iterator[Finding]:
+    told: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for rows in groups:
+        names = " = ".join(source.ids[row] for row in rows)
+        parts = list(dict.fromkeys(part_of[row] for row in rows))
+        if len(parts) > 1:
+            key = ("error", f"{kind} in several parts", "leave them out of one of the parts")
+            names += f" ({', '.join(parts)})"
+        elif source.labels is not None and len({looks[row].classes for row in rows}) > 1:
+            key = ("error", f"{kind} with different labels", "find out which label is right")
+        else:
+            key = ("warning", kind, "keep one of each, or know that they count twice")
+        told[key].append(names)
+    for (severity, what, advice), cases in told.items():
+        yield Finding(severity, what, advice, tuple(cases))
+
+
+def _patients(source: Any, split: Mapping[str, Sequence[int]]) -> Iterator[Finding]:
+    if source.patients is None:
+        return
+    of_part = {p: {source.patients[row] for row in rows} - {""} for p, rows in split.items()}
+    cases = tuple(
+        f"{len(of_part[one] & of_part[other])} patients in {one} and {other}"
+        for one, other in itertools.combinations(of_part, 2)
+        if of_part[one] & of_part[other]
+    )
+    if cases:
+        yield Finding("error", "patients in several parts", "split by patient", cases)
+
+
+def _classes(
+    source: Any, looks: Mapping[int, Look], split: Mapping[str, Sequence[int]]
+) -> Iterator[Finding]:
+    names = source.info.class_names
+    has_background = source.info.task == "segmentation"
+    wanted = set(range(int(has_background), len(names))) if not source.info.instances else set()
+    missing = []
+    for part, rows in split.items():
+        seen = set().union(*(looks[row].classes for row in rows)) if rows else wanted
+        missing += [f"{names[c]} in {part}" for c in sorted(wanted - seen)]
+    if missing:
+        advice = "add cases, or cut the parts anew; scores of a missing class are undefined"
+        yield Finding("warning", "class without a case", advice, tuple(missing))
+    if has_background:
+        empty = tuple(
+            source.ids[row]
+            for row, look in looks.items()
+            if not look.problem and not any(c > 0 for c in look.classes)
+        )
+        if empty:
+            advice = "make sure that there is nothing to see in them"
+            yield Finding("note", "mask without foreground", advice, empty)
+
+
+def _doubled_boxes(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:
+    cases = tuple(
+        f"{source.ids[row]}: boxes {i} and {j}"
+        for row, look in looks.items()
+        for i, j in look.doubled
+    )
+    if cases:
+        yield Finding("warning", "boxes marked twice", "remove one of each pair", cases)
+
+
+def _constant(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:
+    cases = tuple(
+        source.ids[row]
+        for row, look in looks.items()
+        if look.numbers and look.numbers["range of values"] == 0
+    )
+    if cases:
+        yield Finding("error", "image of one value", "leave them out: they show nothing", cases)
+
+
+def _outlying(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:
+    """The few cases far from all others in a number, and numbers in which many cases differ.
+
+    Compared by logarithms, as ratios are what counts.
+    """
+    rows = [row for row, look in looks.items() if look.numbers]
+    if len(rows) < 10:
+        return
+    told: dict[int, list[str]] = defaultdict(list)
+    varied = []
+    for name in looks[rows[0]].numbers:
+        values = np.array([looks[row].numbers.get(name, np.nan) for row in rows])
+        scale = np.median(np.abs(values)) or 1.0
+        folded = np.arcsinh(values / scale)
+        middle = np.median(folded)
+        # A number that is the same in nearly all cases has no spread of its own.
+        spread = max(1.4826 * float(np.median(np.abs(folded - middle))), LEAST_SPREAD)
+        far = np.flatnonzero(np.abs(folded - middle) > FAR_OUT * spread)
+        if len(far) > max(1, FEW * len(rows)):
+            low, high = np.percentile(values, (2.5, 97.5))
+            varied.append(f"{name}: {low:.4g} to {high:.4g} in the middle 95 % of the cases")
+            continue
+        for i in far:
+            told[rows[i]].append(f"{name} {values[i]:.4g}, of most {np.median(values):.4g}")
+    if varied:
+        advice = "make sure that the normalisation and the plan suit all of them"
+        yield Finding("note", "wide differences", advice, tuple(varied))
+    if told:
+        cases = tuple(f"{source.ids[row]}: {'; '.join(words)}" for row, words in told.items())
+        yield Finding("warning", "outlying case", "look at them", cases)

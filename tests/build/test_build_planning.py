@@ -1,0 +1,55 @@
+"""A data set looked at and planned, without training."""
+
+import json
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from small_runs import small_config
+
+from jaxmed.build.planning import PLAN_FILE, QUALITY_FILE, plan_run
+from jaxmed.build.runs import train_run
+from jaxmed.data.sources.phantom_files import write_phantoms
+from jaxmed.types import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_phantoms(tmp_path / "data", layout="pairs", count=20, size=32)
+    return tmp_path
+
+
+def config_of(folder, **settings):
+    plain = {"model.features": (), "data.batch_size": 0, "training.steps": 0}
+    path = {"data.path": str(folder / "data")}
+    return small_config("segmentation", "pairs", **{**plain, **path, **settings})
+
+
+def test_a_plan_is_written_and_can_be_trained_with(folder, capsys):
+    assert plan_run(config_of(folder), folder / "plan")
+    plan = json.loads((folder / "plan" / PLAN_FILE).read_text())
+    assert {"data.patch", "model.features", "training.steps"} <= plan.keys()
+    said = capsys.readouterr().out
+    assert "data.patch" in said and "in its proportions" in said
+    findings = json.loads((folder / "plan" / QUALITY_FILE).read_text())
+    assert all(f"{f['severity']}: {f['kind']}" in said for f in findings)
+    file = str(folder / "plan" / PLAN_FILE)
+    train_run(config_of(folder, plan=file), folder / "run", dry_run=True)
+    assert f"data.patch = {tuple(plan['data.patch'])!r}" in capsys.readouterr().out
+
+
+def test_what_is_broken_is_told_and_stops_the_plan(folder, capsys):
+    images = sorted((folder / "data").rglob("images/**/*.png"))
+    images[0].write_bytes(images[0].read_bytes()[:100])
+    iio.imwrite(images[1], np.full((32, 32), 9, np.uint8))
+    assert not plan_run(config_of(folder), folder / "plan")
+    said = capsys.readouterr().out
+    assert images[0].name in said and "no plan" in said
+    found = {f["kind"] for f in json.loads((folder / "plan" / QUALITY_FILE).read_text())}
+    assert {"broken case", "image of one value"} <= found
+    assert not (folder / "plan" / PLAN_FILE).exists()
+
+
+def test_a_wrong_path_is_told(folder):
+    with pytest.raises(UserError, match="nowhere"):
+        plan_run(config_of(folder, **{"data.path": str(folder / "nowhere")}), folder / "plan")

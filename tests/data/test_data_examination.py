@@ -1,0 +1,130 @@
+"""Every fault that is put into a clean set is found, and a clean set raises no alarm."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxmed.data.examination import SEVERITIES, alike, examine, look_at
+from jaxmed.data.sources.phantoms import Phantoms
+from jaxmed.types import UserError
+
+SPLIT = {"train": list(range(30)), "val": list(range(30, 60))}
+
+
+class Changed:
+    """A set with some of its cases replaced, by row; a text is the problem of a broken one."""
+
+    def __init__(self, source, changes, *, patients=None, labels=None):
+        self.source, self.changes = source, changes
+        self.info, self.ids = source.info, source.ids
+        self.patients = patients
+        self.labels = source.labels if labels is None else labels
+
+    def __getitem__(self, row):
+        change = self.changes.get(row, {})
+        if isinstance(change, str):
+            raise UserError(change)
+        return {**self.source[row], **change}
+
+
+def phantoms(task):
+    return Phantoms("cells", task=task, ndim=2, size=48, count=60)
+
+
+def kinds(source, split=SPLIT):
+    return {f.kind: (f.severity, f.cases) for f in examine(source, split)}
+
+
+@pytest.mark.parametrize("task", ["classification", "detection", "segmentation"])
+def test_a_clean_set_raises_no_alarm(task):
+    found = examine(phantoms(task), SPLIT)
+    assert [f for f in found if f.severity != "note"] == []
+
+
+def test_broken_constant_and_outlying_cases_are_named():
+    source = phantoms("segmentation")
+    image = source[3]["image"]
+    changes = {
+        1: "case1.png: cut short",
+        2: {"image": np.full_like(image, 7)},
+        3: {"image": image.astype(np.float32) * 1000},
+        4: {"mask": np.zeros_like(source[4]["mask"])},
+        5: {"spacing": source[5]["spacing"] * 50},
+    }
+    found = kinds(Changed(source, changes))
+    assert found["broken case"] == ("error", ("case1.png: cut short",))
+    assert found["image of one value"] == ("error", (source.ids[2],))
+    assert found["mask without foreground"][1] == (source.ids[4],)
+    outlying = " ".join(found["outlying case"][1])
+    assert source.ids[3] in outlying and source.ids[5] in outlying
+    assert "spacing along axis 0 50" in outlying
+    assert source.ids[6] not in outlying
+
+
+def test_identical_and_similar_images_are_found_with_where_they_are():
+    source = phantoms("classification")
+    noise = np.random.default_rng(0).normal(0, 1, source[8]["image"].shape)
+    similar = np.clip(source[8]["image"] * 0.9 + 5 + noise, 0, 255).astype(np.uint8)
+    labels = [int(source[row]["label"]) for row in range(60)]
+    other = next(row for row in range(13, 30) if labels[row] != labels[7])
+    changes = {
+        31: {"image": source[5]["image"]},  # in train and val
+        9: {"image": similar},
+        other: {"image": source[7]["image"]},
+        12: {"image": source[11]["image"], "label": source[11]["label"]},
+    }
+    ids = source.ids
+    found = kinds(Changed(source, changes, labels=labels))
+    assert found["identical images in several parts"] == (
+        "error",
+        (f"{ids[5]} = {ids[31]} (train, val)",),
+    )
+    near = [
+        case for kind, (_, cases) in found.items() if kind.startswith("nearly") for case in cases
+    ]
+    assert near == [f"{ids[8]} = {ids[9]}"]
+    different = found["identical images with different labels"]
+    assert different == ("error", (f"{ids[7]} = {ids[other]}",))
+    assert found["identical images"] == ("warning", (f"{ids[11]} = {ids[12]}",))
+
+
+def test_boxes_marked_twice_and_missing_classes():
+    source = phantoms("detection")
+    example = source[0]
+    boxes, labels = example["boxes"], example["box_label"]
+    twice = {
+        "boxes": np.concatenate([boxes, boxes[:1] + 0.2]),
+        "box_label": np.append(labels, labels[0]),
+    }
+    only = {row: {"box_label": np.zeros_like(source[row]["box_label"])} for row in SPLIT["val"]}
+    found = kinds(Changed(source, {0: twice, **only}))
+    assert found["boxes marked twice"] == (
+        "warning",
+        (f"{source.ids[0]}: boxes 0 and {len(boxes)}",),
+    )
+    names = source.info.class_names
+    assert found["class without a case"][1] == tuple(f"{name} in val" for name in names[1:])
+
+
+def test_patients_in_two_parts_are_counted_and_not_named():
+    source = phantoms("classification")
+    patients = [f"name{row}" for row in range(29)] + ["shared"] * 31
+    severity, cases = kinds(Changed(source, {}, patients=patients))["patients in several parts"]
+    assert (severity, cases) == ("error", ("1 patients in train and val",))
+
+
+def test_findings_are_ordered_and_volumes_work():
+    source = Phantoms("cells", task="segmentation", ndim=3, size=24, count=12)
+    changes = {0: "broken", 5: {"image": source[4]["image"]}}
+    found = examine(Changed(source, changes), {"train": list(range(12))})
+    order = [SEVERITIES.index(f.severity) for f in found]
+    assert order == sorted(order)
+    assert any(f.kind == "identical images" for f in found)
+
+
+def test_only_copies_of_one_size_are_compared():
+    example = phantoms("classification")[0]
+    half = {**example, "image": example["image"][::4, ::4]}
+    looks = {0: look_at(example), 1: look_at(half), 2: dataclasses.replace(look_at(example))}
+    assert list(alike(looks, [0, 1, 2])) == [(0, 2)]
