@@ -11,6 +11,7 @@ from absl import flags
 from jaxmed.build import cli
 
 CONFIG = cli.define_config()
+LEAVE_OUT = flags.DEFINE_list("leave_out", [], "Kinds of findings whose cases split.csv lacks.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for quality.json and plan.json.")
 
 
@@ -18,7 +19,7 @@ def main(positional: list[str]) -> None:
     cli.refuse(positional)
     from jaxmed.build.planning import plan_run
 
-    if not plan_run(CONFIG.value, OUTPUT.value):
+    if not plan_run(CONFIG.value, OUTPUT.value, leave_out=LEAVE_OUT.value):
         sys.exit(1)
 
 

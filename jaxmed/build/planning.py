@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -20,16 +21,18 @@ from jaxmed.data.splits import split_cases
 from jaxmed.preprocessing.plan import REASONS
 from jaxmed.types import Source, UserError, count_of
 
-PLAN_FILE, QUALITY_FILE = "plan.json", "quality.json"
+PLAN_FILE, QUALITY_FILE, SPLIT_FILE = "plan.json", "quality.json", "split.csv"
 
 
-def plan_run(config: ConfigDict, output: str | Path) -> bool:
+def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str] = ()) -> bool:
     """Print what is wrong with a data set and how it would be learned; write both to a folder.
 
     Args:
         config: as for training.
         output: folder of `quality.json`, all findings with all cases, and `plan.json`, which
             `--config.plan=FILE` takes; a person may edit it.
+        leave_out: kinds of findings to be cured by leaving cases out: `split.csv` in the folder
+            then lists all others with their parts. Copied into the data, it takes effect.
 
     Returns:
         Whether nothing is wrong that would make results wrong.
@@ -55,7 +58,9 @@ def plan_run(config: ConfigDict, output: str | Path) -> bool:
     findings += examine(source, split, progress=_progress(len(source)))
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     print_findings(findings)
-    write_json(output / QUALITY_FILE, [dataclasses.asdict(finding) for finding in findings])
+    write_json(output / QUALITY_FILE, [_described(finding, source) for finding in findings])
+    if leave_out:
+        write_split(output / SPLIT_FILE, source, split, findings, leave_out)
     broken = {
         case for finding in findings if finding.kind == "broken case" for case in finding.cases
     }
@@ -65,6 +70,39 @@ def plan_run(config: ConfigDict, output: str | Path) -> bool:
     _plan(config, source, split["train"], output)
     print(f"written: {output / QUALITY_FILE}, {output / PLAN_FILE}")
     return not any(finding.severity == "error" for finding in findings)
+
+
+def _described(finding: Finding, source: Source) -> dict[str, Any]:
+    rows = finding.leave_out
+    return {**dataclasses.asdict(finding), "leave_out": [source.ids[row] for row in rows]}
+
+
+def write_split(
+    path: Path,
+    source: Source,
+    split: Mapping[str, Sequence[int]],
+    findings: Sequence[Finding],
+    kinds: Sequence[str],
+) -> None:
+    """Write the split without the cases that findings of these kinds would leave out.
+
+    Raises:
+        UserError: for a kind that was not found, or that leaving cases out does not cure.
+    """
+    curable = {finding.kind for finding in findings if finding.leave_out}
+    for kind in kinds:
+        if kind not in curable:
+            known = "; ".join(sorted(curable)) or "nothing"
+            raise UserError(
+                f"--leave_out: {kind!r} is nothing to leave cases out for; there is: {known}"
+            )
+    gone = {row for f in findings if f.kind in kinds for row in f.leave_out}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "split"])
+        for part, rows in split.items():
+            writer.writerows([source.ids[row], part] for row in rows if row not in gone)
+    print(f"{path}: leaves out {count_of(len(gone), 'case')}; copy it into the data to use it")
 
 
 def _open(config: ConfigDict) -> tuple[Source, list[Finding]]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxmed.data.quality import THREADS
+from jaxmed.data.splits import PARTS
 from jaxmed.types import Example, UserError
 
 SEVERITIES = ("error", "warning", "note")
@@ -44,12 +45,14 @@ class Finding:
         kind: what it is, in two or three words, the same for all of its kind.
         advice: what to do.
         cases: what is concerned: ids, each with what was found.
+        leave_out: rows without which it would not be so; none where that does not help.
     """
 
     severity: str
     kind: str
     advice: str
     cases: tuple[str, ...]
+    leave_out: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,7 @@ def examine(
             progress(done + 1)
     part_of = {row: part for part, members in split.items() for row in members}
     found = [
-        *_unreadable(source, looks),
+        *_unreadable(looks),
         *_duplicates(source, looks, part_of),
         *_patients(source, split),
         *_classes(source, looks, split),
@@ -170,11 +173,11 @@ def _same_boxes(boxes: np.ndarray, labels: np.ndarray) -> list[tuple[int, int]]:
     return [(int(i), int(j)) for i, j in np.argwhere(same)]
 
 
-def _unreadable(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:
-    del source
-    problems = tuple(look.problem for look in looks.values() if look.problem)
+def _unreadable(looks: Mapping[int, Look]) -> Iterator[Finding]:
+    problems = {row: look.problem for row, look in looks.items() if look.problem}
     if problems:
-        yield Finding("error", BROKEN, "mend the files, or leave them out", problems)
+        advice = "mend the files, or leave them out"
+        yield Finding("error", BROKEN, advice, tuple(problems.values()), tuple(problems))
 
 
 def _duplicates(
@@ -216,19 +219,25 @@ def _group_findings(
     groups: Sequence[Sequence[int]],
 ) -> Iterator[Finding]:
     told: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    extra: dict[str, list[int]] = defaultdict(list)
     for rows in groups:
         names = " = ".join(source.ids[row] for row in rows)
         parts = list(dict.fromkeys(part_of[row] for row in rows))
         if len(parts) > 1:
             key = ("error", f"{kind} in several parts", "leave them out of one of the parts")
             names += f" ({', '.join(parts)})"
+            # The part that is tested on most stays as it is.
+            kept = max(parts, key=PARTS.index)
+            extra[key[1]] += [row for row in rows if part_of[row] != kept]
         elif source.labels is not None and len({looks[row].classes for row in rows}) > 1:
             key = ("error", f"{kind} with different labels", "find out which label is right")
+            extra[key[1]] += rows
         else:
             key = ("warning", kind, "keep one of each, or know that they count twice")
+            extra[key[1]] += rows[1:]
         told[key].append(names)
     for (severity, what, advice), cases in told.items():
-        yield Finding(severity, what, advice, tuple(cases))
+        yield Finding(severity, what, advice, tuple(cases), tuple(sorted(set(extra[what]))))
 
 
 def _patients(source: Any, split: Mapping[str, Sequence[int]]) -> Iterator[Finding]:
@@ -279,13 +288,12 @@ def _doubled_boxes(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:
 
 
 def _constant(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:
-    cases = tuple(
-        source.ids[row]
-        for row, look in looks.items()
-        if look.numbers and look.numbers["range of values"] == 0
+    rows = tuple(
+        row for row, look in looks.items() if look.numbers and look.numbers["range of values"] == 0
     )
-    if cases:
-        yield Finding("error", "image of one value", "leave them out: they show nothing", cases)
+    if rows:
+        cases = tuple(source.ids[row] for row in rows)
+        yield Finding("error", "image of one value", "leave them out: nothing shows", cases, rows)
 
 
 def _outlying(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:
@@ -317,4 +325,4 @@ def _outlying(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:
         yield Finding("note", "wide differences", advice, tuple(varied))
     if told:
         cases = tuple(f"{source.ids[row]}: {'; '.join(words)}" for row, words in told.items())
-        yield Finding("warning", "outlying case", "look at them", cases)
+        yield Finding("warning", "outlying case", "look at them", cases, tuple(told))

@@ -50,6 +50,20 @@ def test_what_is_broken_is_told_and_stops_the_plan(folder, capsys):
     assert not (folder / "plan" / PLAN_FILE).exists()
 
 
+def test_what_was_agreed_to_is_left_out(folder, capsys):
+    images = sorted((folder / "data").rglob("images/**/*.png"))
+    images[0].write_bytes(images[0].read_bytes()[:100])
+    kinds = ["broken case"]
+    assert not plan_run(config_of(folder), folder / "plan", leave_out=kinds)
+    (folder / "plan/split.csv").rename(folder / "data/split.csv")
+    if (folder / "data/manifest.csv").exists():
+        (folder / "data/manifest.csv").unlink()
+    assert "leaves out 1 case" in capsys.readouterr().out
+    assert plan_run(config_of(folder), folder / "again")
+    with pytest.raises(UserError, match="'cats' is nothing to leave cases out for"):
+        plan_run(config_of(folder), folder / "plan", leave_out=["cats"])
+
+
 def test_a_wrong_path_is_told(folder):
     with pytest.raises(UserError, match="nowhere"):
         plan_run(config_of(folder, **{"data.path": str(folder / "nowhere")}), folder / "plan")
