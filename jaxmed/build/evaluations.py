@@ -87,6 +87,13 @@ def evaluate_run(
             seed=settings.seed,
         )
 
+    settings_tried = len({member.setting for member in run.experiment.members})
+    if folds is not None and settings_tried > 1:
+        notes.append(
+            f"the best of {settings_tried} settings was chosen by these scores, which are too good "
+            "for that; the test part tells"
+        )
+        print(f"note: {notes[-1]}")
     groups = make_groups(run, rows, folds)
     single = {
         place: score(make_groups(run, rows, folds, place=place))

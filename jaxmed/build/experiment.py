@@ -111,12 +111,13 @@ class Experiment:
     def init_state(self, key: jax.Array, hyper: Mapping[str, Any] | None = None) -> TrainState:
         """A fresh state of one model; jittable."""
         shape = (1, *preparation.input_shape(self.config), self.config.data.channels)
+        given = self.hyper if hyper is None else hyper
         return init_state(
             lambda k: self.model.init(k, jnp.zeros(shape, jnp.float32)),
             self.optimizer,
             key=key,
-            hyper=self.hyper if hyper is None else hyper,
-            ema="ema_decay" in self.hyper,
+            hyper=given,
+            ema="ema_decay" in given,
             keep_best=bool(self.members),
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxmed.build.checks import check_numbers
+from jaxmed.build.checks import check_numbers, useless_keys
 from jaxmed.build.config import update
 from jaxmed.types import UserError
 
@@ -77,6 +77,12 @@ def plan_members(config: ConfigDict) -> tuple[Member, ...]:
     settings = parse_vary(config.training.vary)
     if not folds and seeds == 1 and not config.training.vary:
         return ()
+    useless = set(useless_keys(config))
+    if not config.augmentation.enabled:
+        useless |= {key for key in VARIABLE if key.startswith("augmentation.")}
+    for key in settings[0]:
+        if key in useless:
+            raise UserError(f"training.vary: {key} has no effect in this config; leave it out")
     members = []
     for changes, fold, seed in itertools.product(
         settings, range(folds) if folds else [None], range(seeds)

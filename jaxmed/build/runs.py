@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -25,6 +24,7 @@ from jaxmed.build.experiment import Experiment
 from jaxmed.build.members import check_members, plan_members, read_members, rows_of
 from jaxmed.build.preparation import PrepareForTraining
 from jaxmed.build.resolve import cut_folds, resolve, train_count, with_own_statistics
+from jaxmed.build.validation import Validation
 from jaxmed.build.workdir import (
     SPLIT_FILE,
     check_could_be_made,
@@ -40,16 +40,13 @@ from jaxmed.data.cache import Cached
 from jaxmed.data.loader import training_batches
 from jaxmed.data.sources.findings import DataError
 from jaxmed.data.splits import split_cases
-from jaxmed.evaluation.evaluate import plain_scores, predict_cases, score_cases
 from jaxmed.evaluation.pictures import draw_batch
 from jaxmed.training.checkpoints import Checkpoints, merge_params, restore_variables
 from jaxmed.training.logging import Logger
 from jaxmed.training.loop import StopSignal, train
 from jaxmed.training.processes import (
     any_of,
-    gather_rows,
     is_first,
-    share_of,
     wait_for_all,
 )
 from jaxmed.training.sharding import Lifted
@@ -107,10 +104,10 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
         split, found = datasets.look_through_data(config, source, whole)
         datasets.check_classes_left(config, source, whole, split)
         notes += found
-    if config.model.init and earlier is None:
-        notes += _note_leak(config.model.init, source, split)
     if config.training.folds and not earlier:
         split = cut_folds(config, source, split)
+    if config.model.init and earlier is None:
+        notes += _note_leak(config.model.init, source, split)
     by = "image" if source.patients is None else "patient"
     sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.items())
     print(f"split: {sizes} (cut by {by} where no part is given)")
@@ -192,6 +189,7 @@ def _train(
 ) -> bool:
     """The training itself; whether it came to its end."""
     config, rows = experiment.config, rows_of(split, "train")
+    members = experiment.members
     cache = int(config.data.cache_gb * 2**30) // max(1, config.data.workers)
     prepare = PrepareForTraining(experiment.prepare)
     prepared = Cached(source, transform=prepare, max_bytes=cache)
@@ -204,31 +202,7 @@ def _train(
             prepared, split, start_step=first, held=() if held is None else rows
         )
 
-        def score(variables: Any, rows: Sequence[int], members: Sequence[int] = ()) -> Any:
-            cases = predict_cases(
-                experiment.predictor(variables, members=members),
-                experiment.quick_task,
-                source,
-                share_of(rows),
-                prepare=experiment.prepare,
-            )
-            scores = gather_rows(score_cases(cases, experiment.quick_task))
-            return plain_scores(experiment.quick_task, scores)
-
-        def evaluate(state: TrainState) -> Any:
-            if not experiment.members:
-                return score(lifted.variables_of(state), split["val"])
-            return [
-                evaluate_member(lifted.variables_of(state, place), place)
-                for place in range(len(experiment.members))
-            ]
-
-        def evaluate_member(variables: Any, place: int) -> dict[str, float | None]:
-            # Of a model that has diverged there is nothing to score.
-            if not np.isfinite(sum(float(jnp.sum(x)) for x in jax.tree.leaves(variables))):
-                return {experiment.task.main_score: None}
-            return score(variables, rows_of(split, "val", experiment.members[place].fold), [place])
-
+        evaluate = Validation(experiment, lifted, source, split)
         with (
             batches,
             Logger(
@@ -240,7 +214,8 @@ def _train(
             ) as logger,
         ):
             if first == 0 and is_first():
-                draw_first_batch(experiment, source, rows, workdir / "batch.png")
+                own = rows_of(split, "train", members[0].fold) if members else rows
+                draw_first_batch(experiment, source, own, workdir / "batch.png")
             elif 0 < first < config.training.steps:
                 logger.say(f"going on from step {first} of {config.training.steps}")
             elif first:
@@ -261,7 +236,7 @@ def _train(
                 steps_per_epoch=train_count(config, len(rows)) / config.data.batch_size,
                 step_flops=InBackground(lambda: experiment.step_flops(source[rows[0]])),
                 stop=stop,
-                members=[member.name for member in experiment.members],
+                members=[member.name for member in members],
                 steps_per_call=config.training.steps_per_call or (1 if held is None else 8),
             )
             stop.requested = any_of(stop.requested)  # perhaps since they last agreed

@@ -87,6 +87,24 @@ def test_mistakes_are_told_before_training(tmp_path, settings, said):
         train_run(small_config("classification", **settings), tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [({"augmentation.enabled": False}, "augmentation.noise"), ({}, "optimizer.momentum")],
+)
+def test_what_would_have_no_effect_is_refused(settings, key):
+    config = small_config("classification", **settings, **{"training.vary": f"{key}=0.1,0.2"})
+    with pytest.raises(UserError, match=f"{key} has no effect"):
+        plan_members(config)
+
+
+def test_averages_may_be_varied_where_the_config_has_none():
+    experiment, _, _ = prepared_experiment(
+        "classification", **{"optimizer.ema": 0.0, "training.vary": "optimizer.ema=0.5,0.9"}
+    )
+    assert jax.tree.leaves(experiment.abstract_state.ema)
+    assert experiment.abstract_state.hyper["ema_decay"].shape == (2,)
+
+
 def test_folds_in_place_of_train_and_val():
     split = {"fold0": [0, 1], "fold1": [2], "fold10": [5], "test": [3]}
     assert rows_of(split, "train", 0) == [2, 5]

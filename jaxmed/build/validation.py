@@ -1,0 +1,56 @@
+"""The evaluations during training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optax
+
+from jaxmed.build.experiment import Experiment
+from jaxmed.build.members import rows_of
+from jaxmed.evaluation.evaluate import plain_scores, predict_cases, score_cases
+from jaxmed.training.processes import gather_rows, share_of
+from jaxmed.training.sharding import Lifted
+from jaxmed.training.state import TrainState
+from jaxmed.types import Source
+
+
+class Validation:
+    """Scores of the validation part during training, of each model on its own."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        lifted: Lifted,
+        source: Source,
+        split: Mapping[str, Sequence[int]],
+    ):
+        self._experiment, self._lifted = experiment, lifted
+        self._source, self._split = source, split
+
+    def __call__(self, state: TrainState) -> Any:
+        """Scores by name, or of models trained together a list of them."""
+        members = self._experiment.members
+        if not members:
+            return self._score(self._lifted.variables_of(state), ())
+        return [
+            self._score(self._lifted.variables_of(state, place), (place,))
+            for place in range(len(members))
+        ]
+
+    def _score(self, variables: Any, places: Sequence[int]) -> dict[str, float | None]:
+        experiment, task = self._experiment, self._experiment.quick_task
+        # Of one of several models that has diverged there is nothing to score.
+        if places and not np.isfinite(float(optax.tree.norm(variables))):
+            return {task.main_score: None}
+        fold = experiment.members[places[0]].fold if places else None
+        cases = predict_cases(
+            experiment.predictor(variables, members=places),
+            task,
+            self._source,
+            share_of(rows_of(self._split, "val", fold)),
+            prepare=experiment.prepare,
+        )
+        return plain_scores(task, gather_rows(score_cases(cases, task)))
