@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -15,9 +14,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build import pieces, preparation
-from jaxmed.build.config import choose, flatten
-from jaxmed.build.members import Member, member_config, rows_of
-from jaxmed.data.loader import Batches, Stream, joint_batches, stack_examples, training_batches
+from jaxmed.build.config import flatten
+from jaxmed.build.members import Member, member_config
+from jaxmed.data.loader import stack_examples
 from jaxmed.inference.predictor import Predictor
 from jaxmed.models.convolution import use_onednn
 from jaxmed.training.sharding import (
@@ -199,36 +198,6 @@ class Experiment:
         step = self.make_step(mapped=mode == "pmap")
         return lift(step, mesh=self.mesh, mode=mode, state_shardings=shardings, held=stored)
 
-    def hold(self, source: Any, rows: Sequence[int]) -> dict[str, np.ndarray] | None:
-        """The training cases as arrays for the devices to hold; None where they are not to.
-
-        Args:
-            source: with prepared cases.
-            rows: of the training part.
-
-        Raises:
-            UserError: where they must be held and cannot.
-        """
-        how = self.config.data.on_device
-        choose(dict.fromkeys(("auto", "always", "never")), how, key="data.on_device")
-        statistics = self.mesh.local_devices[0].memory_stats() or {}
-        most = statistics.get("bytes_limit", 0) // 4
-        if how == "never" or (how == "auto" and jax.default_backend() == "cpu"):
-            return None
-        if how == "always":
-            most = sys.maxsize
-        # Statistics of folds differ, and with them what lies beyond a small image.
-        views = {preparation.make_training_view(config) for config in self.member_configs}
-        held = None
-        if len(views) <= 1:
-            held = preparation.hold_examples(source, rows, self.view, max_bytes=most)
-        if held is None and how == "always":
-            raise UserError(
-                "data.on_device is 'always', but the cases differ in type or size, or the folds "
-                "in their statistics; use auto"
-            )
-        return held
-
     @cached_property
     def streams(self) -> tuple[list[int], list[int]]:
         """Members that learn from different data, and for each member the place of its own there.
@@ -242,54 +211,6 @@ class Experiment:
                 known[member.fold, member.seed] = len(known)
                 first.append(place)
         return first, [known[member.fold, member.seed] for member in self.members]
-
-    def batches(
-        self,
-        source: Any,
-        split: Mapping[str, Sequence[int]],
-        *,
-        start_step: int,
-        held: Sequence[int] = (),
-    ) -> Batches:
-        """The batches of training, from a step on; of models trained together, of each stream.
-
-        Args:
-            source: with prepared cases.
-            split: rows of each part.
-            start_step: the first one.
-            held: rows that the devices hold, in their order: batches then say what to cut.
-        """
-        places = {row: place for place, row in enumerate(held)}
-
-        def view_of(config: ConfigDict) -> Any:
-            view = preparation.make_training_view(config)
-            return preparation.ChoiceOfView(view, places) if places else view
-
-        data = self.config.data
-        given = {
-            "batch_size": data.batch_size,
-            "start_step": start_step,
-            "workers": data.workers,
-        }
-        if not self.members:
-            return training_batches(
-                source,
-                split["train"],
-                seed=self.config.seed,
-                prepare=view_of(self.config),
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-                **given,
-            )
-        streams = [
-            Stream(
-                rows_of(split, "train", self.members[place].fold),
-                self.members[place].seed,
-                view_of(self.member_configs[place]),
-            )
-            for place in self.streams[0]
-        ]
-        return joint_batches(source, streams, **given)
 
     def example_batch(self, example: Example) -> dict[str, Any]:
         """Shapes and types of a training batch, from one case of the source."""

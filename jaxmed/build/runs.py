@@ -24,6 +24,7 @@ from jaxmed.build.experiment import Experiment
 from jaxmed.build.members import check_members, plan_members, read_members, rows_of
 from jaxmed.build.preparation import PrepareForTraining
 from jaxmed.build.resolve import cut_folds, resolve, train_count, with_own_statistics
+from jaxmed.build.training_data import hold_cases, make_batches
 from jaxmed.build.validation import Validation
 from jaxmed.build.workdir import (
     SPLIT_FILE,
@@ -43,13 +44,14 @@ from jaxmed.data.splits import split_cases
 from jaxmed.evaluation.pictures import draw_batch
 from jaxmed.training.checkpoints import Checkpoints, merge_params, restore_variables
 from jaxmed.training.logging import Logger
-from jaxmed.training.loop import StopSignal, train
+from jaxmed.training.loop import train
 from jaxmed.training.processes import (
     any_of,
     is_first,
     wait_for_all,
 )
 from jaxmed.training.sharding import Lifted
+from jaxmed.training.signals import StopSignal
 from jaxmed.training.speed import InBackground
 from jaxmed.training.state import TrainState, best_numbers, evaluated_step
 from jaxmed.training.step import example_keys
@@ -194,12 +196,12 @@ def _train(
     prepare = PrepareForTraining(experiment.prepare)
     prepared = Cached(source, transform=prepare, max_bytes=cache)
     with Checkpoints(workdir / "checkpoints") as checkpoints, StopSignal() as stop:
-        held = experiment.hold(prepared, rows)
+        held = hold_cases(experiment, prepared, rows)
         lifted = experiment.lift(held)
         state = _start(experiment, lifted, checkpoints, config.model.init)
         first = int(lifted.global_state(state).step)
-        batches = experiment.batches(
-            prepared, split, start_step=first, held=() if held is None else rows
+        batches = make_batches(
+            experiment, prepared, split, start_step=first, held=() if held is None else rows
         )
 
         evaluate = Validation(experiment, lifted, source, split)

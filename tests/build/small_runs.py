@@ -9,6 +9,7 @@ from jaxmed.build.experiment import Experiment
 from jaxmed.build.members import plan_members, rows_of
 from jaxmed.build.preparation import PrepareForTraining
 from jaxmed.build.resolve import cut_folds, resolve, with_own_statistics
+from jaxmed.build.training_data import hold_cases, make_batches
 from jaxmed.data.cache import Cached
 
 SMALL = {
@@ -58,11 +59,11 @@ def take_steps(experiment, source, split, steps=3):
     """The state after some steps, and the losses."""
     prepared = Cached(source, transform=PrepareForTraining(experiment.prepare), max_bytes=2**30)
     rows = rows_of(split, "train")
-    held = experiment.hold(prepared, rows)
+    held = hold_cases(experiment, prepared, rows)
     lifted = experiment.lift(held)
     state, losses = experiment.fresh_state(lifted), []
     rows = () if held is None else rows
-    with experiment.batches(prepared, split, start_step=0, held=rows) as batches:
+    with make_batches(experiment, prepared, split, start_step=0, held=rows) as batches:
         for _ in range(steps):
             state, metrics = lifted.step(state, lifted.place_batch(next(batches)))
             losses.append(lifted.fetch(metrics)["loss"])

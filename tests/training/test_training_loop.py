@@ -14,9 +14,11 @@ import pytest
 from jaxmed.data.loader import training_batches
 from jaxmed.training.checkpoints import Checkpoints
 from jaxmed.training.logging import Logger, read_log, rewind
-from jaxmed.training.loop import StopSignal, TrainingDiverged, train
+from jaxmed.training.loop import train
 from jaxmed.training.optimizers import make_optimizer, make_schedule
+from jaxmed.training.progress import TrainingDiverged
 from jaxmed.training.sharding import lift, make_mesh
+from jaxmed.training.signals import StopSignal
 from jaxmed.training.speed import InBackground
 from jaxmed.training.state import init_state
 from jaxmed.training.step import make_step
