@@ -19,6 +19,8 @@ from jaxmed.types import Example, UserError
 
 THREADS = 2
 BATCHES_AHEAD = 2
+EXAMPLES = 2**48
+"""Of an endless stream."""
 
 
 class Batches:
@@ -128,7 +130,8 @@ def _blocks(
     _check(source, stream.rows, batch_size, process_count)
     order = grain.MapDataset.source(np.asarray(stream.rows, np.int64)).seed(stream.seed % 2**32)
     load = _LoadAtRandom(source, stream.prepare, stream.seed)
-    examples = order.shuffle().repeat().map_with_index(load)
+    # Not endlessly: Grain's number of batches of one example each would overflow.
+    examples = order.shuffle().repeat(max(1, EXAMPLES // len(order))).map_with_index(load)
     blocks = examples.batch(batch_size // process_count, batch_fn=stack_examples)
     return blocks.slice(slice(process_index, None, process_count))
 
