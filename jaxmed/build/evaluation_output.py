@@ -94,7 +94,8 @@ def print_members(summary: Mapping[str, Any], main_score: str) -> None:
     Console().print(table)
     spread = summary["spread"].get(main_score)
     if spread is not None:
-        print(f"{main_score} over these models: {spread['mean']:.3f} +- {spread['std']:.3f}")
+        told = f"mean {spread['mean']:.3f}, standard deviation {spread['std']:.3f}"
+        print(f"{main_score} of those that predict: {told}")
 
 
 def score_cells(entry: Mapping[str, Any]) -> tuple[str, str]:

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build.checks import check_fits
 from jaxmed.build.config import flatten, update
 from jaxmed.build.experiment import Experiment
 from jaxmed.build.members import Member, fold_name, rows_of
+from jaxmed.data.sources.findings import some
 from jaxmed.data.splits import k_folds
 from jaxmed.preprocessing.fingerprint import take_fingerprint
-from jaxmed.preprocessing.plan import is_open, plan_settings, plan_steps
-from jaxmed.types import Source, UserError
+from jaxmed.preprocessing.plan import is_open, plan_settings, plan_steps, shared_statistics
+from jaxmed.types import Source, UserError, count_of
 
 # The keys that something must set before an experiment can be built.
 REQUIRED = {
@@ -119,6 +121,13 @@ def cut_folds(
 ) -> dict[str, list[int]]:
     """The split with the validation parts of the folds in place of train and val."""
     rows = sorted({*split["train"], *split["val"]})
+    known = source.patients
+    groups = len(rows) if known is None else len({known[row] or row for row in rows})
+    if groups < config.training.folds:
+        raise UserError(
+            f"training.folds is {config.training.folds}; train and val have "
+            f"{count_of(groups, 'case' if known is None else 'patient')} to divide among them"
+        )
     folds = k_folds(
         source.ids,
         patients=source.patients,
@@ -131,6 +140,21 @@ def cut_folds(
     return {fold_name(i): held_out for i, (_, held_out) in enumerate(folds)} | rest
 
 
+def fold_gaps(source: Source, split: Mapping[str, Sequence[int]]) -> list[str]:
+    """A sentence for each fold without cases of some class, whose scores have no value there."""
+    if source.labels is None:
+        return []
+    labels, names = np.asarray(source.labels), source.info.class_names
+    notes = []
+    for part in (part for part in split if part.startswith("fold")):
+        own = labels[list(split[part])]
+        there = own == 1 if own.ndim == 2 else own[:, None] == np.arange(len(names))
+        gone = [name for name, found in zip(names, there.any(0), strict=True) if not found]
+        if gone:
+            notes.append(f"{part} has no case of {some(gone)}: its scores of these are undefined")
+    return notes
+
+
 def with_own_statistics(
     members: Sequence[Member],
     config: ConfigDict,
@@ -140,31 +164,31 @@ def with_own_statistics(
 ) -> tuple[Member, ...]:
     """Models whose intensities are scaled by what they learn from, not by what they are tested on.
 
-    All else that was planned (sizes, network, class weights) is of all folds.
+    All else that was planned (sizes, network, class weights) is of all folds, and so are
+    statistics of which some were given.
 
     Args:
         members: the models.
         config: resolved.
         source: the data set.
         split: rows of each part.
-        settings: what the plan made; statistics that the user gave stay as they are.
+        settings: what the plan made.
     """
-    if "data.intensity.mean" not in settings:
+    clip = tuple(config.data.intensity.clip)
+    names = ("mean", "std", "clip") if clip else ("mean", "std")
+    keys = [f"data.intensity.{name}" for name in names]
+    if config.plan != "auto" or not all(key in settings for key in keys):
         return tuple(members)
-    found = []
-    own: dict[int, dict[str, Any]] = {}
-    for member in members:
-        if member.fold is not None and member.fold not in own:
-            rows = rows_of(split, "train", member.fold)
-            fingerprint = take_fingerprint(source, rows, channels=config.data.channels)
-            keys = [f"data.intensity.{name}" for name in ("mean", "std", "clip")]
-            given = {**flatten(config), **dict.fromkeys(keys, ())}
-            planned = plan_settings(fingerprint, source.info, given)
-            # A fold cannot want another kind of scaling than all of them together.
-            own[member.fold] = {k: planned[k] for k in keys if settings.get(k) and planned.get(k)}
-        changes = own.get(-1 if member.fold is None else member.fold, {})
-        found.append(dataclasses.replace(member, changes={**member.changes, **changes}))
-    return tuple(found)
+    own: dict[int | None, dict[str, Any]] = {None: {}}
+    for fold in {member.fold for member in members} - {None}:
+        rows = rows_of(split, "train", fold)
+        fingerprint = take_fingerprint(source, rows, channels=config.data.channels)
+        statistics = shared_statistics(fingerprint, clip=bool(clip))
+        own[fold] = {key: statistics[key] for key in keys}
+    return tuple(
+        dataclasses.replace(member, changes={**member.changes, **own[member.fold]})
+        for member in members
+    )
 
 
 def _read_plan(path: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Validation:
         self._source, self._split = source, split
 
     def __call__(self, state: TrainState) -> Any:
-        """Scores by name, or of models trained together a list of them."""
+        """Scores by name, or of models trained together a list of them, None for a diverged one."""
         members = self._experiment.members
         if not members:
             return self._score(self._lifted.variables_of(state), ())
@@ -40,11 +40,10 @@ class Validation:
             for place in range(len(members))
         ]
 
-    def _score(self, variables: Any, places: Sequence[int]) -> dict[str, float | None]:
+    def _score(self, variables: Any, places: Sequence[int]) -> dict[str, float | None] | None:
         experiment, task = self._experiment, self._experiment.quick_task
-        # Of one of several models that has diverged there is nothing to score.
         if places and not np.isfinite(float(optax.tree.norm(variables))):
-            return {task.main_score: None}
+            return None
         fold = experiment.members[places[0]].fold if places else None
         cases = predict_cases(
             experiment.predictor(variables, members=places),

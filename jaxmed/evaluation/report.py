@@ -16,7 +16,7 @@ from jaxmed.evaluation.pictures import picture_to_base64
 from jaxmed.types import count_of
 
 GROUPS = ("worst", "typical", "best")
-_AXES = ("step", "epoch", "seconds", "split")
+_AXES = ("step", "epoch", "seconds", "split", "models")
 _MOST_SCORES = 4
 _MOST_VALUES = 160  # letters of one value of the config
 

@@ -108,18 +108,27 @@ def _intensity(
     """
     is_ct = min(fingerprint["least"]) < -200
     comparable = fingerprint["dtypes"] == ["uint8"] or is_ct
-    clip = (fingerprint["low"], fingerprint["high"]) if is_ct else ()
     normalization = "dataset" if comparable else "zscore"
     if info.task == "segmentation" and not is_ct:
         normalization = "zscore"  # stains and exposures differ more than a mask's meaning does
     normalization = given.get("data.normalization") or normalization
     if normalization != "dataset":
         return {"data.normalization": normalization}
+    return {"data.normalization": normalization, **shared_statistics(fingerprint, clip=is_ct)}
+
+
+def shared_statistics(fingerprint: Mapping[str, Any], *, clip: bool) -> dict[str, Any]:
+    """What scales the intensities of a whole set: one number a channel each.
+
+    Args:
+        fingerprint: of the training part.
+        clip: whether to cut them first.
+    """
+    bounds = (fingerprint["low"], fingerprint["high"]) if clip else ()
     return {
-        "data.normalization": normalization,
         "data.intensity.mean": tuple(fingerprint["mean"]),
         "data.intensity.std": tuple(max(s, 1e-6) for s in fingerprint["std"]),
-        "data.intensity.clip": tuple(tuple(bound) for bound in clip),
+        "data.intensity.clip": tuple(tuple(bound) for bound in bounds),
     }
 
 

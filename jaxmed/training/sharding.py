@@ -260,8 +260,10 @@ def with_held(
     if held is None:
         return step, ()
 
+    cut = held.cut  # not the arrays of the host, which would be kept as long as the step
+
     def cutting(state: TrainState, choice: Batch, arrays: Any, **options: Any) -> Any:
-        return step(state, held.cut(arrays, choice), **options)
+        return step(state, cut(arrays, choice), **options)
 
     placed = jax.device_put({k: np.asarray(v) for k, v in held.arrays.items()}, replicated(mesh))
     return cutting, (placed,)
