@@ -53,8 +53,11 @@ def test_what_is_broken_is_told_and_stops_the_plan(folder, capsys):
 def test_what_was_agreed_to_is_left_out(folder, capsys):
     images = sorted((folder / "data").rglob("images/**/*.png"))
     images[0].write_bytes(images[0].read_bytes()[:100])
-    kinds = ["broken case"]
-    assert not plan_run(config_of(folder), folder / "plan", leave_out=kinds)
+    assert not plan_run(config_of(folder), folder / "plan", leave_out=["outlying case"])
+    assert "no plan" in capsys.readouterr().out
+    kinds = ["broken case", "identical images"]  # of the second there is none
+    assert plan_run(config_of(folder), folder / "plan", leave_out=kinds)
+    assert (folder / "plan" / PLAN_FILE).exists()
     (folder / "plan/split.csv").rename(folder / "data/split.csv")
     if (folder / "data/manifest.csv").exists():
         (folder / "data/manifest.csv").unlink()
@@ -62,6 +65,19 @@ def test_what_was_agreed_to_is_left_out(folder, capsys):
     assert plan_run(config_of(folder), folder / "again")
     with pytest.raises(UserError, match="'cats' is nothing to leave cases out for"):
         plan_run(config_of(folder), folder / "plan", leave_out=["cats"])
+
+
+def test_a_gray_image_among_colours_is_not_called_broken(folder, capsys):
+    images = sorted((folder / "data").rglob("images/**/*.png"))
+    for image in images[1:]:
+        iio.imwrite(
+            image, np.repeat(iio.imread(image)[..., None], 3, -1) // np.array([1, 2, 3], np.uint8)
+        )
+    # The first image says how many channels the set has.
+    assert not plan_run(config_of(folder), folder / "plan")
+    said = capsys.readouterr().out
+    assert "error: other number of channels" in said and "broken" not in said.split("no plan")[0]
+    assert plan_run(config_of(folder, **{"data.channels": 3}), folder / "plan")
 
 
 def test_a_wrong_path_is_told(folder):
