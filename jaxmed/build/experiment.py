@@ -63,12 +63,10 @@ class Experiment:
         self.quick_task = pieces.make_task(config, info, class_counts=class_counts, quick=True)
         self.prepare = preparation.make_prepare(config)
         self.view = preparation.make_training_view(config)
-        self.prepare_batch = preparation.make_prepare_batch(config)
-        self.augment = pieces.make_augment(config, self.info)
         self.optimizer, self.schedule, hyper = pieces.make_optimization(config)
         self.hyper: dict[str, Any] = {**hyper, **self.numbers_of(config)}
         self.member_configs = [member_config(config, member) for member in members]
-        for own in self.member_configs:  # traced numbers cannot be checked any more
+        for own in [config, *self.member_configs]:  # traced numbers cannot be checked any more
             pieces.make_augment(own, self.info)
 
     def numbers_of(self, config: ConfigDict) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from jaxmed.build.checks import check_fits
 from jaxmed.build.config import flatten, update
 from jaxmed.build.experiment import Experiment
-from jaxmed.build.members import Member, fold_name, rows_of
+from jaxmed.build.members import Member, fold_name, plan_members, rows_of
 from jaxmed.data.sources.findings import some
 from jaxmed.data.splits import k_folds
 from jaxmed.preprocessing.fingerprint import take_fingerprint
@@ -206,6 +206,9 @@ def _read_plan(path: str) -> dict[str, Any]:
 def _fit_to_devices(config: ConfigDict, settings: dict[str, Any]) -> None:
     """Round a planned batch up to what the devices can share equally."""
     devices = config.sharding.devices or len(jax.devices())
+    devices //= math.gcd(
+        devices, len(plan_members(config)) or 1
+    )  # over which models are spread first
     size = -(-config.data.batch_size // devices) * devices
     settings["data.batch_size"] = config.data.batch_size = size
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed.build import datasets
+from jaxmed.build import datasets, pieces, preparation
 from jaxmed.build.checks import check_numbers, useless_keys
 from jaxmed.build.config import (
     base_config,
@@ -313,25 +313,28 @@ def draw_first_batch(
 ) -> None:
     """Picture the first batch as the network sees it, augmented, with its labels."""
     config = experiment.member_configs[0] if experiment.members else experiment.config
+    prepare_batch = preparation.make_prepare_batch(config)
+    augment = pieces.make_augment(config, experiment.info)
+    view = preparation.make_training_view(config)
     size = min(config.data.batch_size, 16)
     with training_batches(
         source,
         rows,
         batch_size=size,
         seed=config.seed,
-        prepare=_Both(PrepareForTraining(experiment.prepare), experiment.view),
+        prepare=_Both(PrepareForTraining(experiment.prepare), view),
     ) as batches:
         batch = next(batches)
 
     @jax.jit
     def augmented(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        batch = experiment.prepare_batch(batch)
-        if experiment.augment is None:
+        batch = prepare_batch(batch)
+        if augment is None:
             return batch
         # The key that a fresh state keeps for its steps.
         step_key = jax.random.split(jax.random.key(config.seed))[1]
         key = jax.random.split(jax.random.fold_in(step_key, 0))[0]
-        return jax.vmap(experiment.augment)(example_keys(key, batch, axis_name=None), batch)
+        return jax.vmap(augment)(example_keys(key, batch, axis_name=None), batch)
 
     draw_batch(jax.device_get(augmented(batch)), experiment.info.class_names, path)
 
