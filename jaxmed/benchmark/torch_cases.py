@@ -217,8 +217,11 @@ CASES: dict[str, Callable[[], Callable[[], Any]]] = {
     "sliding_window": _sliding_window,
     "import": _import,
 }
-_NETWORKS = {name: functools.partial(_unet, size) for name, size in sizes.UNETS.items()}
-for _name, _make in {**_NETWORKS, "resnet18": _resnet}.items():
+_NETWORKS: dict[str, Callable[[], Any]] = {
+    **{name: functools.partial(_unet, size) for name, size in sizes.UNETS.items()},
+    "resnet18": _resnet,
+}
+for _name, _make in _NETWORKS.items():
     for _use, _run in (("step", _step), ("forward", _forward)):
         CASES[f"{_use}_{_name}"] = functools.partial(_work, _run, _make)
         _mixed = functools.partial(_run, mixed=True)

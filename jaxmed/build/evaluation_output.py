@@ -12,6 +12,7 @@ import numpy as np
 from jaxmed.build.checks import useless_keys
 from jaxmed.build.config import config_of_run, flatten, write_json
 from jaxmed.build.ensembles import Group
+from jaxmed.build.planning import read_findings
 from jaxmed.build.predictions import drawn_prediction
 from jaxmed.build.trained import TrainedRun
 from jaxmed.evaluation import curves, pictures
@@ -220,4 +221,5 @@ def _write_report(
         curves=figures,
         shown=shown,
         notes=run.run["data"]["notes"],
+        findings=read_findings(workdir),
     )

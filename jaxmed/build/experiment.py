@@ -220,6 +220,19 @@ class Experiment:
             for key, value in batch.items()
         }
 
+    def step_bytes(self, example: Example) -> int:
+        """Memory that the training step takes on each device, measured by compiling it."""
+        batch = self.example_batch(example)
+        if self.members:
+            streams = len(self.streams[0])
+            batch = {
+                name: jax.ShapeDtypeStruct((streams, *x.shape), x.dtype)
+                for name, x in batch.items()
+            }
+        mode = self.config.sharding.mode
+        lifted = self.lift() if mode == "jit" else lift(self.make_step(), mesh=self.mesh)
+        return lifted.step_bytes(self.abstract_state, batch)
+
     def step_flops(self, example: Example) -> float:
         """Floating-point operations of one training step, as the compiler counts them."""
         # Calls out of XLA do work that it cannot count.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -83,6 +84,19 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
     print(f"written: {output / QUALITY_FILE}, {output / PLAN_FILE}")
     left = [f for f in findings if not (f.leave_out and set(f.leave_out) <= gone)]
     return not any(finding.severity == "error" for finding in left)
+
+
+def read_findings(folder: Path) -> list[dict[str, Any]]:
+    """What `plan_run` wrote to a folder, such as the workdir of a run; nothing where it did not.
+
+    Raises:
+        UserError: where it cannot be read.
+    """
+    path = folder / QUALITY_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it") from error
 
 
 def _described(finding: Finding, source: Source) -> dict[str, Any]:

@@ -20,8 +20,19 @@ from jaxmed.build.members import Member, fold_name, plan_members, rows_of
 from jaxmed.data.sources.findings import some
 from jaxmed.data.splits import k_folds
 from jaxmed.preprocessing.fingerprint import take_fingerprint
-from jaxmed.preprocessing.plan import is_open, plan_settings, plan_steps, shared_statistics
+from jaxmed.preprocessing.plan import (
+    is_open,
+    plan_settings,
+    plan_steps,
+    shared_statistics,
+    shrink_patch,
+)
+from jaxmed.training.sharding import AXIS
+from jaxmed.training.speed import device_bytes
 from jaxmed.types import Source, UserError, count_of
+
+MEMORY_SHARE = 0.85
+"""Of the device's memory that a step may take; the rest is for the program and for evaluations."""
 
 # The keys that something must set before an experiment can be built.
 REQUIRED = {
@@ -80,24 +91,16 @@ def resolve(
         _fit_to_devices(config, settings)
     _check_complete(config, leave_out=("training.steps",))
     check_fits(config, source.info)
-    if config.training.epochs and not config.training.steps:
-        cases = train_count(config, len(rows))
-        steps = max(1, round(config.training.epochs * cases / max(config.data.batch_size, 1)))
-        update(config, {"training.steps": steps}, where="training.epochs")
-    elif config.plan == "auto" and not config.training.steps:
-        counts = fingerprint["class_counts"]
-        draft = config.copy_and_resolve_references()
-        draft.training.steps = 1
-        experiment = Experiment(draft, source.info, counts)
-        settings["training.steps"] = plan_steps(
-            lambda: experiment.step_flops(source[rows[0]]),
-            ndim=source.info.ndim,
-            cases=round(train_count(config, len(rows))),
-            batch_size=config.data.batch_size,
-        )
-        update(config, {"training.steps": settings["training.steps"]}, where="plan=auto")
-    if 0 < config.optimizer.warmup < 1:  # in steps, so that a longer run warms up alike
-        config.optimizer.warmup = float(math.ceil(config.optimizer.warmup * config.training.steps))
+    counts = fingerprint["class_counts"]
+    drafted = config
+    config = _with_length(drafted, settings, source, rows, counts)
+    while "data.batch_size" in settings and earlier is None and config.plan == "auto":
+        smaller = _smaller(config, settings, source, rows, counts)
+        if not smaller:
+            break
+        settings |= smaller
+        update(drafted, smaller, where="plan=auto")
+        config = _with_length(drafted, settings, source, rows, counts)
     steps = config.training.steps
     defaults = {
         "log_every": min(20, max(1, steps // 25)),
@@ -108,6 +111,67 @@ def resolve(
         config.training[key] = config.training[key] or every
     _check_complete(config)
     return config, settings, fingerprint
+
+
+def _with_length(
+    config: ConfigDict,
+    settings: dict[str, Any],
+    source: Source,
+    rows: Sequence[int],
+    counts: Sequence[int],
+) -> ConfigDict:
+    """The config with its steps; where they are planned, `settings` gets them too."""
+    config = config.copy_and_resolve_references()
+    cases = train_count(config, len(rows))
+    if config.training.epochs and not config.training.steps:
+        steps = max(1, round(config.training.epochs * cases / max(config.data.batch_size, 1)))
+        config.training.steps = steps
+    elif config.plan == "auto" and not config.training.steps:
+        config.training.steps = 1
+        experiment = Experiment(config, source.info, counts)
+        config.training.steps = settings["training.steps"] = plan_steps(
+            lambda: experiment.step_flops(source[rows[0]]),
+            ndim=source.info.ndim,
+            cases=round(cases),
+            batch_size=config.data.batch_size,
+        )
+    if 0 < config.optimizer.warmup < 1:  # in steps, so that a longer run warms up alike
+        config.optimizer.warmup = float(math.ceil(config.optimizer.warmup * config.training.steps))
+    return config
+
+
+def _smaller(
+    config: ConfigDict,
+    settings: Mapping[str, Any],
+    source: Source,
+    rows: Sequence[int],
+    counts: Sequence[int],
+) -> dict[str, Any]:
+    """What to plan smaller, so that a step, which is compiled to know, fits the device's memory.
+
+    Raises:
+        UserError: where nothing that was planned can be smaller.
+    """
+    experiment = Experiment(config, source.info, counts, plan_members(config))
+    room = int(MEMORY_SHARE * device_bytes())
+    need = experiment.step_bytes(source[rows[0]])
+    print(f"plan: a step takes {need / 2**30:.2g} of {room / 2**30:.3g} GiB of memory (measured)")
+    if need <= room:
+        return {}
+    least = experiment.mesh.shape[AXIS]
+    size = config.data.batch_size
+    if size > least:
+        return {"data.batch_size": max(least, size // 2 // least * least)}
+    if "data.patch" in settings:
+        patch = shrink_patch(
+            config.data.patch, config.model.strides, factor=(room / need) ** (1 / source.info.ndim)
+        )
+        if patch != tuple(config.data.patch):
+            return {"data.patch": patch}
+    raise UserError(
+        f"plan=auto: a step takes {need / 2**30:.2g} GiB even so, more than the {room / 2**30:.2g} "
+        "GiB of this device; make the network smaller (model.*), or use another device"
+    )
 
 
 def train_count(config: ConfigDict, cases: int) -> float:
