@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict
 from jaxmed.build import datasets
 from jaxmed.build.checks import check_numbers
 from jaxmed.build.config import write_json
+from jaxmed.build.prepared import show_progress
 from jaxmed.build.resolve import resolve
 from jaxmed.build.workdir import make_folder
 from jaxmed.data.examination import (
@@ -69,7 +69,7 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
     sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.items())
     print(f"{source.info.name}: {count_of(len(source), 'case')} ({sizes})")
     findings += [Finding("note", "data", "", (note,)) for note in [*source.notes, *notes]]
-    findings += examine(source, split, progress=_progress(len(source)))
+    findings += examine(source, split, progress=show_progress("read", len(source)))
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     print_findings(findings)
     write_json(output / QUALITY_FILE, [_described(finding, source) for finding in findings])
@@ -133,18 +133,6 @@ def _open(config: ConfigDict) -> tuple[Source, list[Finding]]:
         advice = "mend the files, or leave these out with --config.data.invalid=drop"
         problems = error.problems or (str(error),)
         return source, [Finding("error", "invalid annotation", advice, tuple(problems))]
-
-
-def _progress(total: int) -> Callable[[int], None]:
-    """A line that counts up on a terminal; nothing in a log."""
-    if not sys.stdout.isatty():
-        return lambda done: None
-
-    def show(done: int) -> None:
-        end = "\n" if done == total else ""
-        print(f"\rread {done} of {total}", end=end, flush=True)
-
-    return show
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

@@ -23,6 +23,7 @@ from jaxmed.build.dry_run import print_dry_run
 from jaxmed.build.experiment import Experiment
 from jaxmed.build.members import check_members, plan_members, read_members, rows_of
 from jaxmed.build.preparation import PrepareForTraining
+from jaxmed.build.prepared import prepared_cases
 from jaxmed.build.resolve import (
     cut_folds,
     fold_gaps,
@@ -61,7 +62,7 @@ from jaxmed.training.signals import StopSignal
 from jaxmed.training.speed import InBackground
 from jaxmed.training.state import TrainState, best_numbers, evaluated_step
 from jaxmed.training.step import example_keys
-from jaxmed.types import Source, UserError
+from jaxmed.types import Example, Source, UserError
 
 
 def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> bool:
@@ -108,7 +109,7 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
     if earlier:
         split = read_split(workdir, source)
     else:
-        split, found = _cut(config, source)
+        split, found = cut_split(config, source)
         notes += found
     by = "image" if source.patients is None else "patient"
     sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.items())
@@ -154,7 +155,7 @@ def _check_init(init: str) -> None:
         )
 
 
-def _cut(config: ConfigDict, source: Source) -> tuple[dict[str, list[int]], list[str]]:
+def cut_split(config: ConfigDict, source: Source) -> tuple[dict[str, list[int]], list[str]]:
     """The split of a fresh run, all cases looked at, and what there is to say of it."""
     whole = _make_split(config, source)
     split, notes = datasets.look_through_data(config, source, whole)
@@ -222,9 +223,17 @@ def _train(
     members = experiment.members
     cache = int(config.data.cache_gb * 2**30) // max(1, config.data.workers)
     prepare = PrepareForTraining(experiment.prepare)
-    prepared = Cached(source, transform=prepare, max_bytes=cache)
+    if config.data.prepared:
+        shards = prepared_cases(config.data.prepared, source, experiment.prepare, split)
+        prepared, read = Cached(shards, max_bytes=cache), shards.__getitem__
+    else:
+        prepared = Cached(source, transform=prepare, max_bytes=cache)
+
+        def read(row: int) -> Example:
+            return prepare(source[row])
+
     with Checkpoints(workdir / "checkpoints") as checkpoints, StopSignal() as stop:
-        held = hold_cases(experiment, lambda row: prepare(source[row]), rows)
+        held = hold_cases(experiment, read, rows)
         lifted = experiment.lift(None if held is None else held.arrays)
         cases = None if held is None else held.cases
         del held  # whose arrays are on the devices now

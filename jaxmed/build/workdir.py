@@ -32,6 +32,7 @@ FREE = (
     "data.workers",
     "data.cache_gb",
     "data.on_device",
+    "data.prepared",
     "training.steps_per_call",
     "data.max_boxes",
     "evaluation.batch_size",

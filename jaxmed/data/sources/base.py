@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -78,6 +79,18 @@ class FileSource:
         self._cases = tuple(cases)
         self._channels = channels
         self._read_mask = read_mask
+
+    def stamp(self) -> str:
+        """A SHA-256 that changes with any file or label of any case, without reading the files."""
+        content = hashlib.sha256(repr((self.info, self._channels)).encode())
+        for case in self._cases:
+            files = [*case.images, *([] if case.mask is None else [case.mask])]
+            # Of a series of slices the folder, whose time changes with the files in it.
+            told = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+            content.update(repr((case.id, told, case.label)).encode())
+            for array in (case.boxes, case.box_label):
+                content.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+        return content.hexdigest()
 
     def __len__(self) -> int:
         return len(self._cases)

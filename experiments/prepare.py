@@ -1,0 +1,23 @@
+"""Prepare cases on disk: `python experiments/prepare.py --config=configs/NAME.py --output=DIR`.
+
+Training with `--config.data.prepared=DIR` and the same settings reads them from there, and would
+write them first if they were missing.
+"""
+
+from absl import flags
+
+from jaxmed.build import cli
+
+CONFIG = cli.define_config()
+OUTPUT = flags.DEFINE_string("output", None, "Folder of prepared sets.")
+
+
+def main(positional: list[str]) -> None:
+    cli.refuse(positional)
+    from jaxmed.build.prepared import prepare_run
+
+    prepare_run(CONFIG.value, OUTPUT.value)
+
+
+if __name__ == "__main__":
+    cli.run(main, required=("config", "output"))

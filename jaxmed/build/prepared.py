@@ -1,0 +1,96 @@
+"""Prepared cases on disk: where they lie, and whether they are those of this data and plan."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxmed.build import datasets
+from jaxmed.build.checks import check_numbers
+from jaxmed.build.members import rows_of
+from jaxmed.build.preparation import Prepare, PrepareForTraining, make_prepare
+from jaxmed.build.resolve import resolve
+from jaxmed.build.workdir import make_folder
+from jaxmed.data.shards import VERSION, Shards, is_finished, write_shards
+from jaxmed.preprocessing.fingerprint import digest
+from jaxmed.training.processes import is_first, wait_for_all
+from jaxmed.types import Source, count_of
+
+
+def prepared_cases(
+    root: str | Path, source: Source, prepare: Prepare, split: Mapping[str, Sequence[int]]
+) -> Shards:
+    """The prepared cases of train and val, written first where they are not there yet.
+
+    Args:
+        root: folder of any number of prepared sets.
+        source: the data set.
+        prepare: what prepares a case.
+        split: rows of each part.
+    """
+    rows = sorted({*rows_of(split, "train"), *rows_of(split, "val")})
+    key = set_key(source, prepare, rows)
+    folder = Path(root) / f"{source.info.name}-{key[:16]}"
+    if is_first() and not is_finished(folder, key=key):
+        make_folder(folder)
+        start = time.monotonic()
+        ready = PrepareForTraining(prepare)
+        written = write_shards(
+            lambda row: ready(source[row]),
+            rows,
+            source.ids,
+            folder,
+            key=key,
+            progress=show_progress("prepared", len(rows)),
+        )
+        size = sum(path.stat().st_size for path in folder.iterdir()) / 2**30
+        seconds = time.monotonic() - start
+        print(
+            f"{folder}: prepared {count_of(written, 'case')} in {seconds:.0f} s; {size:.2g} GiB "
+            f"of {count_of(len(rows), 'case')}"
+        )
+    wait_for_all("prepared cases: written")
+    return Shards(folder, key=key, info=source.info)
+
+
+def set_key(source: Source, prepare: Prepare, rows: Sequence[int]) -> str:
+    """A SHA-256 of all that decides what is in a prepared set."""
+    # What lies in files can change without its digest, which is of some cases only, noticing.
+    stamp = getattr(source, "stamp", lambda: "")()
+    names = [source.ids[row] for row in rows]
+    told = (VERSION, prepare, digest(source), stamp, names)
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def prepare_run(config: ConfigDict, output: str | Path) -> None:
+    """Prepare the cases of a config as training would, with `data.prepared` set to this folder.
+
+    Args:
+        config: as for training; left open, it is planned the same way.
+        output: folder of prepared sets.
+    """
+    from jaxmed.build.runs import cut_split
+
+    check_numbers(config)
+    source = datasets.make_source(config)
+    split, _ = cut_split(config, source)
+    config, _, _ = resolve(config, source, rows_of(split, "train"))
+    shards = prepared_cases(output, source, make_prepare(config), split)
+    print(f"{count_of(len(shards), 'case')} ready: train.py --config.data.prepared={output}")
+
+
+def show_progress(verb: str, total: int) -> Callable[[int], None]:
+    """A line that counts up on a terminal; nothing in a log."""
+    if not sys.stdout.isatty():
+        return lambda done: None
+
+    def show(done: int) -> None:
+        end = "\n" if done == total else ""
+        print(f"\r{verb} {done} of {total}", end=end, flush=True)
+
+    return show

@@ -1,0 +1,267 @@
+"""Prepared cases on disk: written once into ArrayRecord shards, read one by one at random.
+
+A set is a folder of shards and an index, which is written last: without it the set is unfinished,
+and writing goes on with the shards that are missing. A record holds a JSON header and the bytes
+of its arrays; nothing of it is ever run. ArrayRecord keeps a checksum of each record, so a flipped
+bit is found when it is read.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import math
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from jaxmed.data.quality import THREADS
+from jaxmed.types import DatasetInfo, Example, UserError
+
+VERSION = 1
+INDEX_FILE = "index.json"
+SHARD_BYTES = 2**26
+"""Of the arrays of a shard, about: what an interrupted run has to do again at most."""
+
+_LENGTH = struct.Struct("<I")  # of the header
+_DTYPES = ("uint8", "int16", "int32", "int64", "float32", "float64", "bool")
+
+
+def encode(example: Example, *, name: str) -> bytes:
+    """A case as the bytes of a record.
+
+    Args:
+        example: arrays of the types that a source gives.
+        name: of the case, told where it is damaged.
+    """
+    arrays = {key: np.asarray(value) for key, value in example.items()}
+    table = [[key, str(array.dtype), list(array.shape)] for key, array in arrays.items()]
+    header = json.dumps({"id": name, "arrays": table}).encode()
+    parts = [_LENGTH.pack(len(header)), header]
+    parts += [np.ascontiguousarray(array).tobytes() for array in arrays.values()]
+    return b"".join(parts)
+
+
+def decode(record: bytes) -> Example:
+    """The case that `encode` wrote; its arrays are read-only views of the record.
+
+    Raises:
+        ValueError: where the bytes are no such record.
+    """
+    [length] = _LENGTH.unpack_from(record)
+    start = _LENGTH.size + length
+    header = json.loads(record[_LENGTH.size : start])
+    example: Example = {}
+    for key, dtype, shape in header["arrays"]:
+        if dtype not in _DTYPES:
+            raise ValueError(f"{key} is of type {dtype}")
+        array = np.frombuffer(record, dtype, math.prod(shape), start).reshape(shape)
+        example[key] = array
+        start += array.nbytes
+    return example
+
+
+def write_shards(
+    read: Callable[[int], Example],
+    rows: Sequence[int],
+    ids: Sequence[str],
+    folder: Path,
+    *,
+    key: str,
+    progress: Callable[[int], None] = lambda done: None,
+) -> int:
+    """Write what is missing of a set, each shard whole or not at all.
+
+    Cases are prepared in threads, a few at a time, so the memory does not grow with the set. A
+    run that was killed goes on after the last shard that it finished; two at once do the same work
+    twice and no harm.
+
+    Args:
+        read: row -> prepared case.
+        rows: of the cases.
+        ids: of all rows of the source.
+        folder: of the set; made where missing.
+        key: of all that decides what is in it.
+        progress: called with the number of cases there so far.
+
+    Returns:
+        Cases that were written now.
+
+    Raises:
+        UserError: where a case cannot be read, or the disk not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        first = sum(np.asarray(array).nbytes for array in read(rows[0]).values())
+        each = max(1, SHARD_BYTES // max(first, 1))
+        blocks = [list(rows[i : i + each]) for i in range(0, len(rows), each)]
+        names = [f"shard-{i:05d}-of-{len(blocks):05d}.array_record" for i in range(len(blocks))]
+        done = written = 0
+        with ThreadPoolExecutor(THREADS) as pool:
+            for name, block in zip(names, blocks, strict=True):
+                if not (folder / name).exists():
+                    for _ in _write_shard(folder / name, _ahead(pool, read, block), ids):
+                        written += 1
+                        progress(done + written)
+                else:
+                    done += len(block)
+                    progress(done + written)
+        shards = [{"file": n, "rows": block} for n, block in zip(names, blocks, strict=True)]
+        index = {"version": VERSION, "key": key, "shards": shards}
+        _write_whole(folder / INDEX_FILE, json.dumps(index).encode())
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: cannot be written ({error.strerror or error}); check "
+            "that there is permission, and space on the disk"
+        ) from error
+    return written
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, read: Callable[[int], Example], rows: Iterable[int]
+) -> Iterator[tuple[int, Example]]:
+    """Cases in order, the next ones being read meanwhile."""
+    waiting: collections.deque[tuple[int, Future[Example]]] = collections.deque()
+    for row in rows:
+        waiting.append((row, pool.submit(read, row)))
+        if len(waiting) > THREADS:
+            row, future = waiting.popleft()
+            yield row, future.result()
+    while waiting:
+        row, future = waiting.popleft()
+        yield row, future.result()
+
+
+def _write_shard(
+    path: Path, cases: Iterable[tuple[int, Example]], ids: Sequence[str]
+) -> Iterator[int]:
+    """Write one shard under a hidden name, then give it its own; yields the rows as they go."""
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        # One record a group, or reading one would read its neighbours too.
+        writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
+        for row, example in cases:
+            writer.write(encode(example, name=ids[row]))
+            yield row
+        writer.close()
+        _sync(part)
+        part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    part.write_bytes(content)
+    _sync(part)
+    part.replace(path)
+
+
+def _sync(path: Path) -> None:
+    """See that a file is on the disk before it gets its name, lest a crash leaves it empty."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+class Shards:
+    """The cases of a prepared set, by row of its source; one record is read at a time.
+
+    Threads and processes may share it: each process opens the files for itself.
+
+    Args:
+        folder: as `write_shards` wrote it.
+        key: that it must have.
+        info: of the source.
+
+    Raises:
+        UserError: where the set is unfinished or of another key.
+    """
+
+    def __init__(self, folder: Path, *, key: str, info: DatasetInfo):
+        self.info = info
+        self._folder = folder
+        index = read_index(folder)
+        if index is None or index["version"] != VERSION or index["key"] != key:
+            raise UserError(f"{folder}: holds no finished set of this data and plan; prepare it")
+        self._places = {
+            row: (shard["file"], place)
+            for shard in index["shards"]
+            for place, row in enumerate(shard["rows"])
+        }
+        self._start()
+
+    def _start(self) -> None:
+        self._readers: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, row: int) -> bool:
+        return row in self._places
+
+    def __getitem__(self, row: int) -> Example:
+        file, place = self._places[int(row)]
+        path = self._folder / Path(file).name
+        try:
+            with self._lock:  # a reader is not for several threads
+                if file not in self._readers:
+                    self._readers[file] = ArrayRecordReader(str(path), "readahead_buffer_size:0")
+                [record] = self._readers[file].read([place])
+            return decode(record)
+        except (RuntimeError, LookupError, ValueError, TypeError, OSError, struct.error) as error:
+            said = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{path}, case {int(row)}: cannot be read ({said}); delete this file, and the same "
+                "command prepares it again"
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process starts from: no open file."""
+        return {k: v for k, v in vars(self).items() if k not in ("_readers", "_lock")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+
+
+def is_finished(folder: Path, *, key: str) -> bool:
+    """Whether a set is whole: its index of this key is there, and all shards that it names.
+
+    Raises:
+        UserError: where the index cannot be read.
+    """
+    index = read_index(folder)
+    return (
+        index is not None
+        and (index["version"], index["key"]) == (VERSION, key)
+        and all((folder / Path(shard["file"]).name).is_file() for shard in index["shards"])
+    )
+
+
+def read_index(folder: Path) -> dict[str, Any] | None:
+    """The index of a prepared set; None where it is unfinished.
+
+    Raises:
+        UserError: where it cannot be read.
+    """
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        return None
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        lacking = {"version", "key", "shards"} - index.keys()
+        if lacking:
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it to prepare again") from error
+    return index
