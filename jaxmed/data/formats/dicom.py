@@ -24,7 +24,7 @@ from jaxmed.types import UserError
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 SUFFIXES = (".dcm", ".dicom")
-_NO_IMAGE = ("SEG", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "DOC", "ECG", "AU")
+_NO_IMAGE = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DOC", "ECG", "AU")
 _LISTING = ["SeriesInstanceUID", "Modality", "ImagePositionPatient", "Rows", "SOPClassUID"]
 
 
