@@ -50,6 +50,7 @@ _FORMATS = {
     ".dicom": "dicom",
     ".dcm": "dicom",
     ".npy": "npy",
+    ".npz": "npy",
 }
 """Longest suffix first, so that the first match is the right one."""
 
@@ -113,7 +114,8 @@ def read_image(
     """Read an image file, or a folder that holds one DICOM series.
 
     Args:
-        path: PNG, JPEG, BMP, TIFF, NIfTI, NRRD, MetaImage, DICOM or `.npy`.
+        path: PNG, JPEG, BMP, TIFF, NIfTI, NRRD, MetaImage, DICOM, `.npy`, or `.npz` that holds
+            one array or one called `image`.
         channels: convert to this many; 1 from colours (luminance) or 3 from gray.
         indices: of a picture with a palette, give the numbers (of a label mask), not the colours.
         max_voxels: largest number of values accepted, checked before memory is taken.
@@ -163,7 +165,7 @@ def write_mask(
     Args:
         path: where to; a known suffix is replaced by, and a missing one completed to, that of the
             format: NIfTI, NRRD, MetaImage, TIFF and `.npy` stay, PNG, JPEG and BMP become PNG,
-            DICOM becomes DICOM SEG.
+            DICOM becomes DICOM SEG, `.npz` becomes `.npy`.
         mask: (*spatial) whole numbers from 0, on the grid of `like.array`.
         like: the image as read; its file must still be there, for its header is copied.
         names: of the numbers from 0, for formats that can hold them (DICOM SEG).

@@ -25,7 +25,8 @@ def slanted_series(folder, *, dtype=np.int16, top=4000, count=5):
         place = np.array([5.0, -7, 11]) + normal * 1.5 * i
         pixels = np.add.outer(np.arange(16) * 9, np.arange(24) * 5) + 20 * i
         pixels = (pixels + RNG.integers(0, 4, pixels.shape)) % top
-        save_dicom(folder / f"{name}.dcm", pixels.astype(dtype), ImageOrientationPatient=ALONG + DOWN,
+        save_dicom(folder / f"{name}.dcm", pixels.astype(dtype),
+                   ImageOrientationPatient=ALONG + DOWN,
                    ImagePositionPatient=[round(float(x), 6) for x in place],
                    InstanceNumber=int(RNG.integers(1, 999)))  # fmt: skip
     return folder
