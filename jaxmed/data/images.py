@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -29,6 +30,7 @@ __all__ = [
     "list_images",
     "patient_digest",
     "read_image",
+    "write_image",
     "write_mask",
 ]
 
@@ -184,17 +186,53 @@ def write_mask(
         )
     mask = mask.astype(np.uint8) if mask.dtype == bool else mask
     module = _module(_KINDS.get(like.kind, like.kind))
-    name = path.name[: len(path.name) - len(_suffix(path))] + module.mask_suffix(like)
+    write = functools.partial(module.write_mask, mask=mask, like=like, names=names)
+    return _write(path, like, module.mask_suffix(like), write)
+
+
+def write_image(path: str | os.PathLike[str], array: np.ndarray, like: Image) -> Path:
+    """Write numbers, such as probabilities, in the geometry of the image they belong to.
+
+    Args:
+        path: where to; a known suffix is replaced by, and a missing one completed to, that of the
+            format: NIfTI, NRRD, MetaImage and `.npy` stay, PNG, JPEG, BMP and TIFF become TIFF;
+            DICOM becomes NIfTI (its axes in RAS order), or TIFF where it is one picture.
+        array: (*spatial, channels), stored as float32, on the grid of `like.array`.
+        like: the image as read; its file must still be there, for its header is copied.
+
+    Returns:
+        The path written.
+
+    Raises:
+        UserError: the array does not fit the image, or would replace it.
+    """
+    array, path = np.asarray(array, np.float32), Path(path)
+    if array.shape[:-1] != like.array.shape[:-1]:
+        raise UserError(
+            f"{path}: array has shape {array.shape}, its image {like.array.shape}; put it back "
+            "on the grid of the image first"
+        )
+    kind = _KINDS.get(like.kind, like.kind)
+    if kind == "dicom":
+        kind = "nifti" if like.affine is not None else "tiff"
+    module = _module("tiff" if kind == "picture" else kind)
+    write = functools.partial(module.write_image, array=array, like=like)
+    return _write(path, like, module.mask_suffix(like), write)
+
+
+def _write(path: Path, like: Image, suffix: str, write: Callable[[Path], None]) -> Path:
+    """Write whole or not at all, never in place of the image itself; returns where."""
+    name = path.name[: len(path.name) - len(_suffix(path))] + suffix
     path = path.with_name(name)
     sources = like.path.iterdir() if like.path.is_dir() else [like.path]
     if path.exists() and any(path.samefile(source) for source in sources):
         raise UserError(f"{path}: is the image itself; write the mask to another folder or name")
-    # Whole or not at all: a hidden name in the same folder, then one rename.
+    # A hidden name in the same folder, then one rename.
     part = path.with_name(f".{os.getpid()}.{name}")
     try:
         with common.reading(path, private=like.kind == "dicom", verb="written"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            module.write_mask(part, mask, like, names)
+            write(part)
             part.replace(path)
     finally:
         with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ import pydicom.data
 import pytest
 import SimpleITK
 import tifffile
-from image_files import RNG, oblique_affine, save_nifti
+from image_files import RNG, oblique_affine, save_nifti, save_series, write_all
 from other_readers import (
     assert_same_volume,
     itk_picture,
@@ -24,7 +24,7 @@ from other_readers import (
     nrrd_read,
 )
 
-from jaxmed.data.images import read_image, write_mask
+from jaxmed.data.images import read_image, write_image, write_mask
 from jaxmed.types import UserError
 
 
@@ -255,3 +255,37 @@ def test_tiff_equals_pillow(tmp_path):
                     pages.seek(z)
                     np.testing.assert_array_equal(np.asarray(pages).T, expected[..., z])
     np.testing.assert_allclose(read_image(tmp_path / "a.ome.tif").spacing, [0.5, 0.25, 2])
+
+
+def test_probabilities_are_read_by_others_where_the_image_lies(tmp_path):
+    array = RNG.integers(0, 99, (3, 4, 5)).astype(np.int16)
+    affine = oblique_affine((2, 0, 1), (1, -1, -1))
+    files = [save_nifti(tmp_path / name, array, affine) for name in ("a.nii", "b.nii.gz")]
+    for name in ("c.nrrd", "d.mha"):
+        files.append(tmp_path / name)
+        SimpleITK.WriteImage(SimpleITK.ReadImage(str(files[0])), str(files[-1]))
+    for path in files:
+        image = read_image(path)
+        numbers = RNG.random((*image.array.shape[:3], 3), np.float32)
+        written = write_image(tmp_path / "out" / path.name, numbers, image)
+        assert written.name == path.name
+        assert_same_volume(dataclasses.replace(image, array=numbers), *itk_read(written))
+        if "nii" in path.name:
+            original, again = nibabel.load(path), nibabel.load(written)
+            assert (original.affine == again.affine).all() and again.shape == (3, 4, 5, 3)
+        np.testing.assert_array_equal(read_image(written).array, numbers)
+
+
+def test_probabilities_of_other_formats_come_back(tmp_path):
+    for path in write_all(tmp_path):
+        image = read_image(path)
+        numbers = RNG.random((*image.array.shape[:-1], 2), np.float32)
+        written = write_image(tmp_path / "out" / path.name, numbers, image)
+        np.testing.assert_array_equal(read_image(written).array, numbers)
+    series = read_image(save_series(tmp_path / "s", [0, 2, 4]))
+    numbers = RNG.random((*series.array.shape[:3], 2), np.float32)
+    written = write_image(tmp_path / "out" / "s", numbers, series)
+    assert written.name == "s.nii.gz"
+    assert_same_volume(dataclasses.replace(series, array=numbers), *itk_read(written))
+    with pytest.raises(UserError, match="on the grid"):
+        write_image(tmp_path / "out" / "s", numbers[1:], series)

@@ -124,11 +124,20 @@ def mask_suffix(like: Image) -> str:
 def write_mask(path: Path, mask: np.ndarray, like: Image, names: Sequence[str]) -> None:
     """Write a mask with the origin, spacing and directions of `like`."""
     del names
+    _write(path, common.smallest_unsigned(mask)[..., None], like)
+
+
+def write_image(path: Path, array: np.ndarray, like: Image) -> None:
+    """Write float32 (*spatial, channels) with the origin, spacing and directions of `like`."""
+    _write(path, array, like)
+
+
+def _write(path: Path, values: np.ndarray, like: Image) -> None:
     reader = _header(like.path)
-    values = mask
     if like.orientation is not None:
-        values = common.from_ras(mask, like.orientation).transpose(2, 1, 0)
-    image = SimpleITK.GetImageFromArray(common.smallest_unsigned(values))
+        values = common.from_ras(values, like.orientation).transpose(2, 1, 0, 3)
+    is_vector = values.shape[-1] > 1
+    image = SimpleITK.GetImageFromArray(values if is_vector else values[..., 0], isVector=is_vector)
     image.SetOrigin(reader.GetOrigin())
     image.SetSpacing(reader.GetSpacing())
     image.SetDirection(reader.GetDirection())

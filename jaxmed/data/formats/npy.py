@@ -120,3 +120,10 @@ def write_mask(path: Path, mask: np.ndarray, like: Image, names: Sequence[str]) 
     del like, names
     with open(path, "wb") as stream:
         np.save(stream, common.smallest_unsigned(mask), allow_pickle=False)
+
+
+def write_image(path: Path, array: np.ndarray, like: Image) -> None:
+    """Write (*spatial, channels) as it is."""
+    del like
+    with open(path, "wb") as stream:
+        np.save(stream, array, allow_pickle=False)

@@ -160,14 +160,23 @@ def write_mask(path: Path, mask: np.ndarray, like: Image, names: Sequence[str]) 
     """Write a mask as compressed TIFF; a volume as pages (z, y, x)."""
     del names
     values = common.smallest_unsigned(mask)
-    if values.ndim == 3:
-        values = values.transpose(2, 1, 0)
-    size = like.spacing * 1000  # micrometres
-    axes = "ZYX" if values.ndim == 3 else "YX"
+    is_volume = values.ndim == 3
+    _write(path, values.T if is_volume else values, "ZYX" if is_volume else "YX", like.spacing)
+
+
+def write_image(path: Path, array: np.ndarray, like: Image) -> None:
+    """Write float32 as pages, one a channel; of a volume one a depth and channel."""
+    is_volume = array.ndim == 4
+    values = array.transpose(2, 3, 1, 0) if is_volume else array.transpose(2, 0, 1)
+    _write(path, values, "ZCYX" if is_volume else "CYX", like.spacing)
+
+
+def _write(path: Path, values: np.ndarray, axes: str, spacing: np.ndarray) -> None:
     metadata: dict[str, Any] = {"axes": axes}
-    if (like.spacing != 1).any():
-        for axis, length in zip("XYZ" if values.ndim == 3 else "YX", size, strict=True):
-            metadata |= {f"PhysicalSize{axis}": float(length), f"PhysicalSize{axis}Unit": "µm"}
+    if (spacing != 1).any():
+        for axis, length in zip("XYZ" if "Z" in axes else "YX", spacing, strict=True):
+            micrometres = float(length) * 1000
+            metadata |= {f"PhysicalSize{axis}": micrometres, f"PhysicalSize{axis}Unit": "µm"}
     tifffile.imwrite(
         path, values, photometric="minisblack", compression="zlib", metadata=metadata, ome=True
     )
