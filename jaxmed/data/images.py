@@ -19,11 +19,13 @@ import numpy as np
 
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import MAX_VOXELS, Image
+from jaxmed.data.formats.grid import Grid
 from jaxmed.types import UserError
 
 __all__ = [
     "MAX_VOXELS",
     "Image",
+    "image_grid",
     "image_shape",
     "image_stem",
     "is_image",
@@ -240,12 +242,17 @@ def _write(path: Path, like: Image, suffix: str, write: Callable[[Path], None]) 
     return path
 
 
-def image_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """The shape (*spatial, channels) that `read_image` would give, from the header alone."""
+def image_grid(path: str | os.PathLike[str]) -> Grid:
+    """Shape, spacing and affine that `read_image` would give, from the header alone."""
     path = Path(path)
     name = _format_of(path)
     with common.reading(path, private=name == "dicom"):
-        return _module(name).shape(path)
+        return _module(name).grid(path)
+
+
+def image_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """The shape (*spatial, channels) that `read_image` would give, from the header alone."""
+    return image_grid(path).shape
 
 
 def patient_digest(path: str | os.PathLike[str]) -> str:

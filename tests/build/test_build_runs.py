@@ -218,7 +218,8 @@ def test_a_mask_of_an_oblique_volume_has_its_shape_and_affine(trained, tmp_path)
 def test_a_volume_is_refused_by_a_network_of_pictures(trained, tmp_path):
     nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.float32), np.eye(4)), tmp_path / "a.nii.gz")
     with pytest.raises(UserError, match="--probabilities is for segmentations"):
-        predict_run(trained["detection"], ["a"], output=tmp_path / "out", probabilities=True)
+        inputs = [str(tmp_path / "a.nii.gz")]
+        predict_run(trained["detection"], inputs, output=tmp_path / "out", probabilities=True)
     with pytest.raises(UserError, match="3 dimensions"):
         predict_run(trained["segmentation"], [str(tmp_path / "a.nii.gz")], output=tmp_path / "out")
 

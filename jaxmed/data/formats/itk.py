@@ -12,6 +12,7 @@ import SimpleITK
 
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import Image
+from jaxmed.data.formats.grid import Grid
 from jaxmed.types import UserError
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -84,13 +85,16 @@ def _check_compressed(path: Path) -> None:
                 raise UserError(f"{path}: the file is cut short; copy or export it again")
 
 
-def shape(path: Path) -> tuple[int, ...]:
-    """(rows, cols, channels) or (x, y, z, channels) from the header alone."""
+def grid(path: Path) -> Grid:
+    """Of (rows, cols, channels) or (x, y, z, channels), from the header alone."""
     reader = _header(path)
     size, channels = tuple(reader.GetSize()), int(reader.GetNumberOfComponents())
     if len(size) == 2:
-        return (*size[::-1], channels)
-    return (*common.ras_shape(size, common.orientation_of(_affine(reader), path)), channels)
+        return Grid((*size[::-1], channels), np.array(reader.GetSpacing()[::-1], np.float32))
+    affine = _affine(reader)
+    orientation = common.orientation_of(affine, path)
+    affine, spacing = common.ras_affine(affine, orientation, size)
+    return Grid((*common.ras_shape(size, orientation), channels), spacing, affine)
 
 
 def read(path: Path, *, max_voxels: int, indices: bool) -> Image:

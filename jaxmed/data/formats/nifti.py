@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import Image
+from jaxmed.data.formats.grid import Grid
 from jaxmed.types import UserError
 
 _MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
@@ -62,13 +63,15 @@ def _image(stream: IOBase) -> Any:
     return (nibabel.Nifti2Image if is_second else nibabel.Nifti1Image).from_stream(stream)
 
 
-def shape(path: Path) -> tuple[int, ...]:
-    """(x, y, z, channels) from the header alone."""
+def grid(path: Path) -> Grid:
+    """Of (x, y, z, channels), from the header alone."""
     with _stream(path) as stream:
         image = _image(stream)
         spatial, channels = _spatial_and_channels(path, image.header)
-        orientation = common.orientation_of(_affine(image)[0], path)
-        return (*common.ras_shape(spatial, orientation), channels)
+        affine, _ = _affine(image)
+        orientation = common.orientation_of(affine, path)
+        affine, spacing = common.ras_affine(affine, orientation, spatial)
+        return Grid((*common.ras_shape(spatial, orientation), channels), spacing, affine)
 
 
 def _values(image: Any) -> np.ndarray:

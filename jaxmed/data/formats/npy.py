@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import Image
+from jaxmed.data.formats.grid import Grid
 from jaxmed.types import UserError
 
 _COLOURS = 4
@@ -82,10 +83,11 @@ def _header(path: Path, stream: Any, room: int) -> tuple[int, ...]:
     return tuple(int(size) for size in found)
 
 
-def shape(path: Path) -> tuple[int, ...]:
-    """(*spatial, channels) from the header alone."""
+def grid(path: Path) -> Grid:
+    """Of (*spatial, channels), from the header alone."""
     with _open(path) as (stream, room):
-        return _full_shape(path, _header(path, stream, room))
+        shape = _full_shape(path, _header(path, stream, room))
+        return Grid(shape, np.ones(len(shape) - 1, np.float32))
 
 
 def read(path: Path, *, max_voxels: int, indices: bool) -> Image:

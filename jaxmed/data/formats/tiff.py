@@ -13,6 +13,7 @@ import tifffile
 
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import Image
+from jaxmed.data.formats.grid import Grid
 from jaxmed.types import UserError
 
 _MILLIMETRES = {"nm": 1e-6, "µm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "mm": 1.0}
@@ -65,14 +66,15 @@ def _stored_shape(path: Path, series: Any) -> tuple[int, ...]:
     return found if has_channels else (*found, 1)
 
 
-def shape(path: Path) -> tuple[int, ...]:
-    """(rows, cols, channels) or (x, y, z, channels) from the header alone."""
+def grid(path: Path) -> Grid:
+    """Of (rows, cols, channels) or (x, y, z, channels), from the header alone."""
     with tifffile.TiffFile(path) as tif:
         series = tif.series[0]
         *space, channels = _stored_shape(path, series)
         if _is_palette(series.keyframe):
             channels = 3
-        return (*space, channels - bool(_has_alpha(series.keyframe, channels)))
+        channels -= bool(_has_alpha(series.keyframe, channels))
+        return Grid((*space, channels), _spacing(tif, len(space)))
 
 
 def _check_whole(path: Path, series: Any) -> None:

@@ -10,9 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxmed.data.formats.grid import distance
 from jaxmed.data.images import Image, image_stem, patient_digest, read_image
 from jaxmed.data.sources.findings import PARTS
 from jaxmed.types import DatasetInfo, Example, Region, UserError, check_example, count_of
+
+FAR_APART = 0.1
+"""Of a voxel, from which an image and its mask are on different grids."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +194,7 @@ def first_shape(
 def check_same_grid(path: Path, image: Image, other_path: Path, other: Image) -> None:
     """Raise a UserError that names both files unless the images have one shape and one geometry.
 
-    Geometries are compared where both files state one, to a thousandth of a voxel.
+    Geometries are compared where both files state one, to `FAR_APART` of a voxel.
     """
     shape, other_shape = image.array.shape[:-1], other.array.shape[:-1]
     if shape != other_shape:
@@ -198,13 +202,11 @@ def check_same_grid(path: Path, image: Image, other_path: Path, other: Image) ->
             f"{path} has shape {shape} and {other_path} has {other_shape}; "
             "they must be on the same grid: resample one to the other"
         )
-    if image.affine is None or other.affine is None:
-        return
-    difference = float(np.abs(image.affine - other.affine).max())
-    if difference > 1e-3 * float(np.min(other.spacing)):
+    voxels, words = distance(image.grid, other.grid)
+    if voxels > FAR_APART:
         raise UserError(
-            f"{path} and {other_path} have one shape but affines that differ by up to "
-            f"{difference:.4g} mm; resample one to the other, or mend its header"
+            f"{path} and {other_path} have one shape but lie up to {voxels:.4g} voxels apart "
+            f"({words}); resample one to the other, or mend its header"
         )
 
 
