@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,7 @@ __all__ = [
     "is_image",
     "list_images",
     "patient_digest",
+    "privacy",
     "read_image",
     "write_image",
     "write_mask",
@@ -270,6 +272,22 @@ def patient_digest(path: str | os.PathLike[str]) -> str:
     except UserError:
         return ""
     return hashlib.sha256(name.encode()).hexdigest()[:16] if name else ""
+
+
+def privacy(path: str | os.PathLike[str]) -> tuple[Counter[str], bool]:
+    """In how many files of a DICOM image each identifying tag is filled, and if it has a text.
+
+    Never the values. Nothing of other formats, which have no tags.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    path = Path(path)
+    if not path.is_dir() and not _is_dicom(path):
+        return Counter(), False
+    from jaxmed.data.formats import dicom, dicom_privacy
+
+    return dicom_privacy.privacy(dicom.files_of(path) if path.is_dir() else [path])
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:

@@ -192,7 +192,7 @@ def test_mask_and_image_turn_to_ras_together(tmp_path):
     moved = affine.copy()
     moved[0, 3] = 5
     save(tmp_path / "masks" / "x.nii.gz", (values > 50).astype(np.uint8), moved)
-    with pytest.raises(DataError, match=r"images/x.nii.gz .* masks/x.nii.gz lie up to 5 voxels"):
+    with pytest.raises(DataError, match=r"images/x.nii.gz .* masks/x.nii.gz lie up to 2.5 voxels"):
         ImageMaskPairs(tmp_path)
 
 

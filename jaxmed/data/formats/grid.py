@@ -27,19 +27,19 @@ def distance(one: Grid, other: Grid) -> tuple[float, str]:
     """How far two grids of one spatial shape are apart, where both files state it.
 
     Returns:
-        The longest way from a corner to the same corner of the other grid, in voxels (of the
-        shortest spacing), and in what they differ, in words; 0 and "" where one states nothing.
+        The longest way along an axis from a corner to the same corner of the other grid, in
+        voxels, and in what they differ, in words; 0 and "" where one states nothing.
     """
     last = np.array(one.shape[:-1], np.float64) - 1
     if one.affine is not None and other.affine is not None:
         corners = np.array([(*c, 1.0) for c in itertools.product(*((0.0, n) for n in last))])
-        ways = corners @ (one.affine - other.affine).T
-        far = np.linalg.norm(ways[:, :3], axis=1).max()
+        ways = corners @ (np.linalg.inv(one.affine) @ other.affine).T - corners
+        far = np.abs(ways).max()
     elif (one.spacing != 1).any() and (other.spacing != 1).any():
-        far = np.abs((one.spacing - other.spacing) * last).max()
+        far = np.abs((other.spacing / one.spacing - 1) * last).max()
     else:
         return 0.0, ""
-    return float(far / min(one.spacing.min(), other.spacing.min())), _difference(one, other)
+    return float(far), _difference(one, other)
 
 
 def _difference(one: Grid, other: Grid) -> str:

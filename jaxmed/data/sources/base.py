@@ -79,12 +79,12 @@ class FileSource:
         )
         labels = [case.label for case in cases]
         self.labels: Sequence[Any] | None = labels if labels and None not in labels else None
-        self._cases = tuple(cases)
+        self.cases = tuple(cases)
         self._channels = channels
         self._read_mask = read_mask
 
     def __len__(self) -> int:
-        return len(self._cases)
+        return len(self.cases)
 
     def __getitem__(self, index: int) -> Example:
         return self.read(index)
@@ -97,7 +97,7 @@ class FileSource:
             IndexError: if there is no such row.
         """
         row = row_number(index, len(self))
-        case = self._cases[row]
+        case = self.cases[row]
         image = read_channels(case.images, channels=self._channels)
         example = make_example(image.array, index=row, spacing=image.spacing)
         if case.label is not None:
