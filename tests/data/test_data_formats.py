@@ -343,3 +343,19 @@ def test_npz_holds_one_array_or_one_called_image(tmp_path):
     written = write_mask(tmp_path / "out" / "c.npz", image.array[..., 0] > 0.5, image)
     assert written.name == "c.npy"
     np.testing.assert_array_equal(np.load(written), array > 0.5)
+
+
+def test_arrays_with_more_behind_them_or_of_changed_names_are_refused(tmp_path):
+    array = np.arange(35, dtype=np.int16).reshape(5, 7)
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.save(file, array)
+        np.save(file, array)
+    np.savez(tmp_path / "b.npz", array)
+    raw = (tmp_path / "b.npz").read_bytes()
+    (tmp_path / "b.npz").write_bytes(raw.replace(b"(5, 7)", b"(5, 5)"))
+    np.savez(tmp_path / "c.npz", image=array, other=array)
+    raw = (tmp_path / "c.npz").read_bytes()
+    (tmp_path / "c.npz").write_bytes(raw.replace(b"image.npy", b"image.npz"))
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(UserError, match=path.name):
+            read_image(path)

@@ -49,7 +49,7 @@ def _open(path: Path) -> Iterator[tuple[Any, int]]:
             yield stream, path.stat().st_size
         return
     with zipfile.ZipFile(path) as archive:
-        arrays = {name: entry for entry in archive.infolist() if (name := _array_name(entry))}
+        arrays = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
         chosen = [arrays[name] for name in ("image", "arr_0") if name in arrays]
         if len(arrays) != 1 and not chosen:
             raise UserError(
@@ -61,10 +61,6 @@ def _open(path: Path) -> Iterator[tuple[Any, int]]:
         bound = entry.compress_size * (_MOST_PACKED if entry.compress_type else 1)
         with archive.open(entry) as stream:
             yield stream, min(entry.file_size, bound, path.stat().st_size * _MOST_PACKED)
-
-
-def _array_name(entry: zipfile.ZipInfo) -> str:
-    return entry.filename.removesuffix(".npy") if entry.filename.endswith(".npy") else ""
 
 
 def _header(path: Path, stream: Any, room: int) -> tuple[int, ...]:
@@ -98,7 +94,8 @@ def read(path: Path, *, max_voxels: int, indices: bool) -> Image:
     common.check_size(path, full, max_voxels)
     with _open(path) as (stream, _):
         stored = np.lib.format.read_array(stream, allow_pickle=False)
-        stream.read(1)  # to the end: the checksum of an archive comes last
+        if stream.read(1):  # at the end an archive checks its sum
+            raise UserError(f"{path}: holds more than its header says; copy or export it again")
     array, notes = common.as_supported(stored.reshape(full), path)
     return Image(
         array=np.ascontiguousarray(array),
