@@ -61,6 +61,10 @@ class UserError(ValueError):
     """
 
 
+class ChannelsError(UserError):
+    """An image of another number of channels than the first of its set, and otherwise whole."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
     """What is known of a data set without reading its images.
@@ -204,7 +208,7 @@ def check_example(example: Example, info: DatasetInfo, *, where: str) -> None:
             f"{where}: image has shape {image.shape}; expected {info.ndim} axes and channels"
         )
     if image.shape[-1] != info.channels:
-        raise UserError(
+        raise ChannelsError(
             f"{where}: image has {image.shape[-1]} channels, the first image of the set has "
             f"{info.channels}; convert the files, or set --config.data.channels=1 or 3 for all"
         )

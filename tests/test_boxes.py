@@ -139,6 +139,29 @@ def test_fused_boxes_are_what_the_models_agree_on():
     assert names.tolist() == [1, 0, -1]
 
 
+def test_a_box_between_two_objects_is_fused_into_one_of_them():
+    # The second model's box overlaps both of the first's by more than half.
+    found = jnp.array([[[0.0, 0, 10, 10], [0, 6, 10, 16]], [[0, 3, 10, 13], [0, 0, 1, 1]]])
+    scores = jnp.array([[0.9, 0.8], [0.7, 0.0]])
+    labels = jnp.array([[0, 0], [0, -1]])
+    boxes, fused, names = bx.fuse_boxes(found, scores, labels, iou_threshold=0.5, max_boxes=3)
+    assert names.tolist() == [0, 0, -1]
+    np.testing.assert_allclose(fused, [0.8, 0.4, 0], rtol=1e-6)  # seen by two, seen by one
+    shift = 3 * 0.7 / 1.6
+    np.testing.assert_allclose(boxes[0], [0, shift, 10, 10 + shift], rtol=1e-6)
+    np.testing.assert_allclose(boxes[1], [0, 6, 10, 16], rtol=1e-6)
+
+
+def test_what_all_models_see_comes_before_what_one_is_sure_of():
+    alone = [[0.0, 20 * i, 10, 20 * i + 10] for i in range(1, 5)]
+    agreed = [0.0, 0, 10, 10]
+    found = jnp.array([[*alone, agreed], [*np.array(alone) + 500, agreed]])
+    scores = jnp.array([[0.9, 0.9, 0.9, 0.9, 0.6]] * 2)
+    boxes, fused, _ = bx.fuse_boxes(found, scores, jnp.zeros((2, 5), jnp.int32), max_boxes=2)
+    np.testing.assert_allclose(fused, [0.6, 0.45], rtol=1e-6)
+    np.testing.assert_allclose(boxes[0], agreed, atol=1e-6)
+
+
 def test_boxes_of_other_labels_are_not_fused():
     same = jnp.array([[[0.0, 0, 4, 4]], [[0.0, 0, 4, 4]]])
     _, scores, labels = bx.fuse_boxes(

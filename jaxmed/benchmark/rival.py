@@ -17,7 +17,7 @@ class Rival:
     """One case in PyTorch and MONAI; call it to run once. Use it in a `with` statement.
 
     Args:
-        case: its name; bfloat16 and XLA variants of ours meet the same plain rival.
+        case: its name; XLA variants of ours meet the same rival.
         python: the interpreter that has the libraries; empty is this one.
 
     Attributes:
@@ -28,7 +28,7 @@ class Rival:
     """
 
     def __init__(self, case: str, *, python: str = ""):
-        self._case = case.removesuffix("_bfloat16").removesuffix("_xla")
+        self._case = case.removesuffix("_xla")
         self._python = python or sys.executable
         self.versions = ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,12 @@ MAY_BE_NEGATIVE = (
 )
 
 
+BELOW_ONE = ("model.dropout", "optimizer.ema", "optimizer.momentum", "evaluation.overlap")
+"""Shares of which the whole makes no sense."""
+
+
 def check_numbers(config: ConfigDict) -> None:
-    """Refuse words, too few or too many numbers, and negative ones, which flags cannot tell.
+    """Refuse words, too few or too many numbers, and those out of range, which flags cannot tell.
 
     Raises:
         UserError: naming the key.
@@ -42,6 +47,10 @@ def check_numbers(config: ConfigDict) -> None:
             isinstance(n, (int, float)) and not n >= 0 for n in numbers
         ):
             raise UserError(f"{key} is {value!r}; expected no negative number")
+        if any(isinstance(n, float) and not math.isfinite(n) for n in numbers):
+            raise UserError(f"{key} is {value!r}; expected a finite number")
+        if key in BELOW_ONE and value >= 1:
+            raise UserError(f"{key} is {value!r}; expected a share from 0 to below 1")
 
 
 def _leaves(value: Any) -> list[Any]:
@@ -52,6 +61,8 @@ def _leaves(value: Any) -> list[Any]:
 def useless_keys(config: ConfigDict) -> list[str]:
     """Keys that this task, layout and model have no use for."""
     task, layout, model = config.task, config.data.layout, config.model.name
+    augmentation = config.augmentation
+    transforms = " ".join(f"augmentation.{key}" for key in augmentation if key != "enabled")
     segmentation, detection = task == "segmentation", task == "detection"
     keys = {
         "data.size data.fit": segmentation,
@@ -73,6 +84,11 @@ def useless_keys(config: ConfigDict) -> list[str]:
         "data.path": layout == "phantoms",
         "data.label_column": layout != "class_folders",
         "optimizer.momentum": config.optimizer.name != "sgd",
+        "augmentation.rotation augmentation.scale augmentation.translation": (
+            not augmentation.affine
+        ),
+        "augmentation.flip": tuple(augmentation.flip_axes) == (-1,),
+        transforms: not augmentation.enabled,
     }
     return [key for names, useless in keys.items() if useless for key in names.split()]
 
@@ -118,10 +134,6 @@ def _check_evaluation(config: ConfigDict) -> None:
     if config.evaluation.flips and config.task == "detection":
         raise UserError(
             "evaluation.flips does not work for detection; set --config.evaluation.flips=false"
-        )
-    if not 0 <= config.evaluation.overlap < 1:
-        raise UserError(
-            f"evaluation.overlap is {config.evaluation.overlap}; expected a share from 0 to below 1"
         )
 
 

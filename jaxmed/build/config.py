@@ -117,7 +117,7 @@ def _data_config() -> dict[str, Any]:
         "max_boxes": 0,  # plan
         "batch_size": 0,  # plan
         "workers": 0,  # processes that read; 0 reads in threads
-        "cache_gb": 4.0,  # of preprocessed cases kept in memory
+        "cache_gb": 4.0,  # of preprocessed training cases kept in memory; validation adds a quarter
         # Whether the device holds all training cases: always, never, or auto: on accelerators,
         # where they take less than a quarter of its memory.
         "on_device": "auto",

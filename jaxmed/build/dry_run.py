@@ -41,15 +41,11 @@ def print_dry_run(
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         print(f"  {name:50} {leaf.shape}")
         total += leaf.size
-    memory = jax.jit(experiment.make_step(), donate_argnums=0).lower(
-        experiment.abstract_member, batch
-    ).compile().memory_analysis()  # fmt: skip
-    assert memory is not None, "every backend of jax says what a program needs"
-    held = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
-    print(f"\n{total:,} parameters; a step needs some {held:,.0f} MiB on one device")
+    held = experiment.step_bytes(example) / 2**20
+    print(f"\n{total:,} parameters; a step needs some {held:,.0f} MiB on each device")
     if experiment.members:
         names = ", ".join(member.name for member in experiment.members)
-        print(f"{len(experiment.members)} models together, each with as much: {names}")
+        print(f"{len(experiment.members)} models together, that memory for all of them: {names}")
     flops = experiment.step_flops(example)
     minutes = flops * experiment.config.training.steps / CPU_FLOPS[experiment.info.ndim] / 60
     print(

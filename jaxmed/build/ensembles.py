@@ -12,7 +12,10 @@ from jaxmed.training.processes import share_of
 from jaxmed.types import Example, Source
 
 Group = tuple[Sequence[int], Sequence[int]]
-"""Rows, and the places of the models that predict them (none where one was trained)."""
+"""Rows, and the places of the models that predict them (none where a single one was trained).
+
+Of folds there is a group each; a fold without a model is in none.
+"""
 
 
 def make_groups(

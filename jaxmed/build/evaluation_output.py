@@ -12,6 +12,7 @@ import numpy as np
 from jaxmed.build.checks import useless_keys
 from jaxmed.build.config import config_of_run, flatten, write_json
 from jaxmed.build.ensembles import Group
+from jaxmed.build.planning import read_findings
 from jaxmed.build.predictions import drawn_prediction
 from jaxmed.build.trained import TrainedRun
 from jaxmed.evaluation import curves, pictures
@@ -94,7 +95,8 @@ def print_members(summary: Mapping[str, Any], main_score: str) -> None:
     Console().print(table)
     spread = summary["spread"].get(main_score)
     if spread is not None:
-        print(f"{main_score} over these models: {spread['mean']:.3f} +- {spread['std']:.3f}")
+        told = f"mean {spread['mean']:.3f}, standard deviation {spread['std']:.3f}"
+        print(f"{main_score} of those that predict: {told}")
 
 
 def score_cells(entry: Mapping[str, Any]) -> tuple[str, str]:
@@ -219,4 +221,5 @@ def _write_report(
         curves=figures,
         shown=shown,
         notes=run.run["data"]["notes"],
+        findings=read_findings(workdir),
     )

@@ -15,7 +15,7 @@ from jaxmed.build.config import differences, flatten
 from jaxmed.build.ensembles import Group, make_groups, predict_groups
 from jaxmed.build.evaluation_output import write_evaluation
 from jaxmed.build.members import rows_of
-from jaxmed.build.trained import TrainedRun, check_image, load_run
+from jaxmed.build.trained import TrainedRun, check_image, load_run, tell_diverged
 from jaxmed.build.workdir import read_split, read_split_ids
 from jaxmed.data.sources.findings import some
 from jaxmed.evaluation.evaluate import (
@@ -24,7 +24,7 @@ from jaxmed.evaluation.evaluate import (
 )
 from jaxmed.preprocessing.fingerprint import digest
 from jaxmed.training.processes import gather_rows, is_first, wait_for_all
-from jaxmed.types import Row, Source, UserError
+from jaxmed.types import Row, Source, UserError, count_of
 
 
 def evaluate_run(
@@ -78,34 +78,34 @@ def evaluate_run(
     def score(groups: Sequence[Group]) -> dict[int, Row]:
         return gather_rows(score_cases(predict_groups(run, source, groups), task))
 
-    def summarize(scores: Mapping[int, Row]) -> dict[str, Any]:
+    def summarize(scores: Mapping[int, Row], groups: Sequence[Group] = ()) -> dict[str, Any]:
         return summarize_cases(
             task,
             scores,
             patients=source.patients,
+            folds=[set(rows) for rows, _ in groups],
             resamples=settings.evaluation.resamples,
             seed=settings.seed,
         )
 
-    settings_tried = len({member.setting for member in run.experiment.members})
-    if folds is not None and settings_tried > 1:
-        notes.append(
-            f"the best of {settings_tried} settings was chosen by these scores, which are too good "
-            "for that; the test part tells"
-        )
-        print(f"note: {notes[-1]}")
     groups = make_groups(run, rows, folds)
+    told = tell_diverged(run)
+    if folds is not None:
+        told += _note_choices(run, rows, groups)
+    for note in told:
+        print(f"note: {note}")
+    notes += told
     single = {
         place: score(make_groups(run, rows, folds, place=place))
         for place in range(len(run.experiment.members))
-        if folds is not None and np.isfinite(run.best["score"][place])
+        if folds is not None and run.best["step"][place] > 0
     }
     if single and all(len(members) == 1 for _, members in groups):
         scores = {row: own for _, [i] in groups for row, own in single[i].items()}
     else:
         scores = score(groups)
     summary = {
-        "metrics": summarize(scores),
+        "metrics": summarize(scores, groups),
         "step": run.step,
         "parameters_sha256": run.sha256,
         "part": part,
@@ -137,6 +137,22 @@ def evaluate_run(
     return summary
 
 
+def _note_choices(run: TrainedRun, rows: Sequence[int], groups: Sequence[Group]) -> list[str]:
+    """What makes the validation scores of models trained together too good, or incomplete."""
+    chosen_by = ["the step of each model"]
+    settings = len({member.setting for member in run.experiment.members})
+    if settings > 1:
+        chosen_by.append(f"the best of {settings} settings")
+    notes = [
+        f"{' and '.join(chosen_by)} was chosen by these scores, which are too good for that; the "
+        "test part tells"
+    ]
+    left = len(set(rows) - {row for own, _ in groups for row in own})
+    if left:
+        notes.append(f"{count_of(left, 'case')} of folds without a model are not scored")
+    return notes
+
+
 def spread_of(summaries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Mean and standard deviation (of a sample) of each score over the models that have it."""
     spread = {}
@@ -158,7 +174,7 @@ def find_part(workdir: Path, source: Source, part: str, *, is_own: bool) -> tupl
     if part == "all":
         rows = list(range(len(source)))
     elif is_own:
-        rows = rows_of(read_split(workdir, source) or {}, part)
+        rows = rows_of(read_split(workdir, source), part)
     else:
         rows = list(source.parts.get(part, []))
     if not rows and not is_own and rows_of(saved, part):

@@ -63,12 +63,10 @@ class Experiment:
         self.quick_task = pieces.make_task(config, info, class_counts=class_counts, quick=True)
         self.prepare = preparation.make_prepare(config)
         self.view = preparation.make_training_view(config)
-        self.prepare_batch = preparation.make_prepare_batch(config)
-        self.augment = pieces.make_augment(config, self.info)
         self.optimizer, self.schedule, hyper = pieces.make_optimization(config)
         self.hyper: dict[str, Any] = {**hyper, **self.numbers_of(config)}
         self.member_configs = [member_config(config, member) for member in members]
-        for own in self.member_configs:  # traced numbers cannot be checked any more
+        for own in [config, *self.member_configs]:  # traced numbers cannot be checked any more
             pieces.make_augment(own, self.info)
 
     def numbers_of(self, config: ConfigDict) -> dict[str, np.ndarray]:
@@ -221,6 +219,19 @@ class Experiment:
             key: jax.ShapeDtypeStruct((size, *value.shape[1:]), value.dtype)
             for key, value in batch.items()
         }
+
+    def step_bytes(self, example: Example) -> int:
+        """Memory that the training step takes on each device, measured by compiling it."""
+        batch = self.example_batch(example)
+        if self.members:
+            streams = len(self.streams[0])
+            batch = {
+                name: jax.ShapeDtypeStruct((streams, *x.shape), x.dtype)
+                for name, x in batch.items()
+            }
+        mode = self.config.sharding.mode
+        lifted = self.lift() if mode == "jit" else lift(self.make_step(), mesh=self.mesh)
+        return lifted.step_bytes(self.abstract_state, batch)
 
     def step_flops(self, example: Example) -> float:
         """Floating-point operations of one training step, as the compiler counts them."""

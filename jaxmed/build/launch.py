@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -60,8 +61,23 @@ def keep_compiled() -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         return
-    if os.access(folder, os.W_OK):
+    if os.access(folder, os.W_OK) and _is_private(folder.resolve()):
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether nobody else can put programs there, which would be run without a question."""
+    if not hasattr(os, "getuid"):
+        return True
+    told = folder.stat()
+    if told.st_uid != os.getuid() or told.st_mode & 0o022:
+        return False
+    for parent in folder.parents:
+        told = parent.stat()
+        shared = told.st_mode & stat.S_IWOTH and not told.st_mode & stat.S_ISVTX
+        if shared or told.st_uid not in (0, os.getuid()):
+            return False
+    return True
 
 
 def _processor() -> str:
@@ -143,15 +159,14 @@ def in_cluster() -> bool:
 
 def _supervise() -> int:
     """Do the work in a child, hand signals on to it, and say so where it was aborted."""
-    child = subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, _CHILD: "1"})
+    child = subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env={**os.environ, _CHILD: "1"})
 
     def hand_on(number: int, frame: Any) -> None:
         del frame
-        child.send_signal(number)
+        child.send_signal(number)  # which a terminal may have done already, see StopSignal
 
-    # A terminal sends Ctrl-C to the child as well, whose second one would end it at once.
-    signal.signal(signal.SIGINT, signal.SIG_IGN if sys.stdin.isatty() else hand_on)
-    signal.signal(signal.SIGTERM, hand_on)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, hand_on)
     code = child.wait()
     if code < 0:
         name = signal.Signals(-code).name

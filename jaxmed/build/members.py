@@ -6,13 +6,14 @@ import dataclasses
 import difflib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build.checks import check_numbers, useless_keys
-from jaxmed.build.config import update
+from jaxmed.build.config import flatten, update
 from jaxmed.types import UserError
 
 VARIABLE = (
@@ -74,30 +75,38 @@ def plan_members(config: ConfigDict) -> tuple[Member, ...]:
         raise UserError("training.folds is 1; expected 0 for none, or at least 2")
     if seeds < 1:
         raise UserError(f"training.seeds is {seeds}; expected at least 1")
-    settings = parse_vary(config.training.vary)
+    settings = parse_vary(config.training.vary, known=flatten(config))
     if not folds and seeds == 1 and not config.training.vary:
         return ()
-    useless = set(useless_keys(config))
-    if not config.augmentation.enabled:
-        useless |= {key for key in VARIABLE if key.startswith("augmentation.")}
-    for key in settings[0]:
-        if key in useless:
-            raise UserError(f"training.vary: {key} has no effect in this config; leave it out")
     members = []
     for changes, fold, seed in itertools.product(
         settings, range(folds) if folds else [None], range(seeds)
     ):
-        setting = " ".join(f"{key.split('.')[-1]}={value:g}" for key, value in changes.items())
+        setting = " ".join(f"{key.split('.')[-1]}={_word(n)}" for key, n in changes.items())
         parts = [setting] if len(settings) > 1 else []
         parts += [f"fold{fold}"] if fold is not None else []
         parts += [f"seed{config.seed + seed}"] if seeds > 1 else []
         name = " ".join(parts) or setting
         members.append(Member(name, setting, fold, config.seed + seed, changes))
+    useless = set.intersection(*(set(useless_keys(member_config(config, m))) for m in members))
+    for key in settings[0]:
+        if key in useless:
+            raise UserError(f"training.vary: {key} has no effect in this config; leave it out")
     return tuple(members)
 
 
-def parse_vary(text: str) -> list[dict[str, float]]:
+def _word(number: float) -> str:
+    """A number, short where that is all of it."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
+
+
+def parse_vary(text: str, *, known: Collection[str] = ()) -> list[dict[str, float]]:
     """`"a.b=1,2; c.d=3,4"` -> every combination, one dict each; `[{}]` for an empty text.
+
+    Args:
+        text: of `training.vary`.
+        known: keys of the config, which were meant as they are.
 
     Raises:
         UserError: for a key that cannot vary, or what is no number.
@@ -106,16 +115,22 @@ def parse_vary(text: str) -> list[dict[str, float]]:
     for part in filter(None, (p.strip() for p in text.split(";"))):
         key, equals, values = (piece.strip() for piece in part.partition("="))
         if key not in VARIABLE:
-            near = difflib.get_close_matches(key, VARIABLE, n=1, cutoff=0.5)
-            meant = f"; did you mean {near[0]}?" if near else f"; expected {', '.join(VARIABLE)}"
-            raise UserError(f"training.vary: {key} cannot differ between models{meant}")
-        try:
-            numbers = [float(value) for value in values.split(",")]
-        except ValueError:
-            numbers = []
-        if not equals or not numbers or key in axes or len(set(numbers)) < len(numbers):
+            near = [] if key in known else difflib.get_close_matches(key, VARIABLE, n=1)
+            meant = f"did you mean {near[0]}?" if near else f"these can: {', '.join(VARIABLE)}"
+            raise UserError(f"training.vary: {key} cannot differ between models; {meant}")
+        numbers = []
+        for value in values.split(",") if equals else []:
+            try:
+                numbers.append(float(value))
+            except ValueError:
+                raise UserError(f"training.vary: {key}={value} is no number") from None
+            if not math.isfinite(numbers[-1]) or numbers.count(numbers[-1]) > 1:
+                raise UserError(
+                    f"training.vary: {key}={value.strip()}; expected finite numbers, none twice"
+                )
+        if not numbers or key in axes:
             raise UserError(
-                f"training.vary is {text!r}; expected different numbers for each key once, as in "
+                f"training.vary is {text!r}; expected numbers for each key once, as in "
                 "optimizer.learning_rate=1e-3,3e-4;model.dropout=0,0.2"
             )
         if key in SWITCHES and 0 < sum(n > 0 for n in numbers) < len(numbers):
@@ -149,7 +164,12 @@ def rows_of(split: Mapping[str, Sequence[Any]], part: str, fold: int | None = No
         part: "train" or "val" are, with folds, those of the given fold; with None, all that any
             model was trained on, which all folds together validate.
         fold: of which, where the split has folds.
+
+    Raises:
+        UserError: where the split has no such fold.
     """
+    if fold is not None and fold_name(fold) not in split:
+        raise UserError(f"{fold_name(fold)} is not in the split, which has {', '.join(split)}")
     folds = sorted((name for name in split if name.startswith("fold")), key=lambda n: int(n[4:]))
     if not folds or part not in ("train", "val"):
         return list(split.get(part, []))
@@ -162,28 +182,39 @@ def rows_of(split: Mapping[str, Sequence[Any]], part: str, fold: int | None = No
     return sorted(row for name in chosen for row in split[name])
 
 
-def setting_of_best(members: Sequence[Member], scores: Sequence[float]) -> list[int]:
-    """Places of the members of the best setting: the highest mean of their validation scores.
+def setting_of_best(members: Sequence[Member], best: Mapping[str, Any]) -> list[int]:
+    """Places of the members that predict: those of the setting with the highest mean score.
+
+    A setting of which a model diverged before it had weights, or never had a score (as the AUROC
+    of a fold with one class), comes after those that are whole.
 
     Args:
         members: all of a run.
-        scores: best main score of each; not finite where there is none, which rules its setting
-            out.
+        best: of the run's state: "score", "step" (0 where there are no trained weights), each
+            (members,).
+
+    Returns:
+        Only members with weights.
 
     Raises:
-        UserError: where no setting has scores of all its members.
+        UserError: where no member has any.
     """
     by_setting: dict[str, list[int]] = {}
     for place, member in enumerate(members):
         by_setting.setdefault(member.setting, []).append(place)
-    means = {
-        setting: sum(scores[i] for i in places) / len(places)
-        for setting, places in by_setting.items()
-        if all(math.isfinite(scores[i]) for i in places)
-    }
-    if not means:
-        raise UserError("no setting has a validation score of each of its models; train longer")
-    return by_setting[max(means, key=lambda setting: means[setting])]
+
+    def rank(places: list[int]) -> tuple[int, int, float]:
+        scores = [best["score"][i] for i in places if np.isfinite(best["score"][i])]
+        usable = sum(int(best["step"][i] > 0) for i in places)
+        return usable, len(scores), float(np.mean(scores)) if scores else -math.inf
+
+    chosen = [i for i in max(by_setting.values(), key=rank) if best["step"][i] > 0]
+    if not chosen:
+        raise UserError(
+            "every model diverged before its first evaluation; lower optimizer.learning_rate, or "
+            "set optimizer.clip_norm, in another workdir"
+        )
+    return chosen
 
 
 def check_members(config: ConfigDict, members: Sequence[Member]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -15,7 +16,14 @@ from jaxmed.build.checks import check_numbers
 from jaxmed.build.config import write_json
 from jaxmed.build.resolve import resolve
 from jaxmed.build.workdir import make_folder
-from jaxmed.data.examination import SEVERITIES, Finding, examine
+from jaxmed.data.examination import (
+    BROKEN,
+    CURABLE,
+    OTHER_CHANNELS,
+    SEVERITIES,
+    Finding,
+    examine,
+)
 from jaxmed.data.file_examination import examine_files
 from jaxmed.data.sources.findings import DataError, some
 from jaxmed.data.splits import split_cases
@@ -36,12 +44,18 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
             then lists all others with their parts. Copied into the data, it takes effect.
 
     Returns:
-        Whether nothing is wrong that would make results wrong.
+        Whether nothing is wrong that would make results wrong, or it is left out.
 
     Raises:
-        UserError: where the data cannot be opened at all.
+        UserError: where the data cannot be opened at all, or for a kind that there is not.
     """
     check_numbers(config)
+    for kind in leave_out:
+        if kind not in CURABLE:
+            raise UserError(
+                f"--leave_out: {kind!r} is nothing to leave cases out for; expected some of "
+                f"{'; '.join(CURABLE)}"
+            )
     output = Path(output)
     make_folder(output)
     source, findings = _open(config)
@@ -61,17 +75,30 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     print_findings(findings)
     write_json(output / QUALITY_FILE, [_described(finding, source) for finding in findings])
+    gone = {row for f in findings if f.kind in leave_out for row in f.leave_out}
     if leave_out:
-        write_split(output / SPLIT_FILE, source, split, findings, leave_out)
-    broken = {
-        case for finding in findings if finding.kind == "broken case" for case in finding.cases
-    }
-    if broken:
-        print("no plan: mend or leave out what is broken first")
+        write_split(output / SPLIT_FILE, source, split, gone)
+    useless = {row for f in findings if f.kind in (BROKEN, OTHER_CHANNELS) for row in f.leave_out}
+    if not useless <= gone:
+        print("no plan: first mend or leave out what is broken or has other channels")
         return False
-    _plan(config, source, split["train"], output)
+    _plan(config, source, [row for row in split["train"] if row not in gone], output)
     print(f"written: {output / QUALITY_FILE}, {output / PLAN_FILE}")
-    return not any(finding.severity == "error" for finding in findings)
+    left = [f for f in findings if not (f.leave_out and set(f.leave_out) <= gone)]
+    return not any(finding.severity == "error" for finding in left)
+
+
+def read_findings(folder: Path) -> list[dict[str, Any]]:
+    """What `plan_run` wrote to a folder, such as the workdir of a run; nothing where it did not.
+
+    Raises:
+        UserError: where it cannot be read.
+    """
+    path = folder / QUALITY_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it") from error
 
 
 def _described(finding: Finding, source: Source) -> dict[str, Any]:
@@ -83,22 +110,9 @@ def write_split(
     path: Path,
     source: Source,
     split: Mapping[str, Sequence[int]],
-    findings: Sequence[Finding],
-    kinds: Sequence[str],
+    gone: Collection[int],
 ) -> None:
-    """Write the split without the cases that findings of these kinds would leave out.
-
-    Raises:
-        UserError: for a kind that was not found, or that leaving cases out does not cure.
-    """
-    curable = {finding.kind for finding in findings if finding.leave_out}
-    for kind in kinds:
-        if kind not in curable:
-            known = "; ".join(sorted(curable)) or "nothing"
-            raise UserError(
-                f"--leave_out: {kind!r} is nothing to leave cases out for; there is: {known}"
-            )
-    gone = {row for f in findings if f.kind in kinds for row in f.leave_out}
+    """Write the split without the rows that are to be gone."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "split"])

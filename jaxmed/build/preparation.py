@@ -67,12 +67,12 @@ class PrepareForTraining:
     prepare: Prepare
 
     def __call__(self, example: Example) -> Example:
-        """Preprocess `example`; `foreground` are positions for `patches.random_patch`."""
+        """Preprocess `example`, and add what `patches.find_foreground` finds."""
         example = self.prepare(example)
         if "mask" not in example:
             return example
         rng = np.random.default_rng(int(example["index"]))
-        return {**example, "foreground": patches.foreground_positions(example["mask"], rng=rng)}
+        return {**example, **patches.find_foreground(example["mask"], rng=rng)}
 
 
 def make_prepare(config: ConfigDict) -> Prepare:
@@ -154,42 +154,65 @@ class ChoiceOfView:
         return {**chosen, "corner": np.maximum(np.asarray(corner, np.int32), 0)}
 
 
-def hold_examples(
-    source: Any, rows: Sequence[int], view: TrainingView, *, max_bytes: int
-) -> dict[str, np.ndarray] | None:
-    """All cases of a set as arrays (cases, ...), to be held on the device and cut there.
+@dataclasses.dataclass(frozen=True)
+class HeldExamples:
+    """Cases for the device to hold, and what the host keeps of them to choose where to cut.
 
-    Cases of different sizes are padded to the largest one, or to the patch.
+    Attributes:
+        arrays: (cases, ...) each; cases of different sizes are padded to the largest one.
+        cases: by row: `index`, `sides` and the foreground.
+    """
+
+    arrays: dict[str, np.ndarray]
+    cases: dict[int, Example]
+
+
+def hold_examples(
+    read: Callable[[int], Example], rows: Sequence[int], view: TrainingView, *, max_bytes: int
+) -> HeldExamples | None:
+    """All cases of a set, to be held on the device and cut there.
 
     Args:
-        source: with prepared cases.
+        read: row -> prepared case.
         rows: of the cases.
         view: what training sees of them.
-        max_bytes: of all arrays.
+        max_bytes: of all arrays; of a set that takes more, only the first cases are read.
 
     Returns:
-        None where they take more.
+        None where they take more, or differ in their types.
     """
-    shapes = np.array([source[row]["image"].shape[:-1] for row in rows])
-    canvas = np.maximum(shapes.max(0), view.patch or 0).tolist()
+    found: list[Example] = []
+    cases: dict[int, Example] = {}
+    canvas = np.asarray(view.patch or 0)
+    for row in rows:
+        example = read(row)
+        sides = np.asarray(example["image"].shape[:-1], np.int32)
+        kept = {key: example[key] for key in ("index", *patches.FOUND) if key in example}
+        cases[row] = {**kept, "sides": sides}
+        example = view.finish(example)
+        example = {k: np.asarray(v) for k, v in example.items() if k not in ("valid", "index")}
+        canvas = np.maximum(canvas, sides)
+        found.append(example)
+        padded = int(np.prod(canvas)) / int(np.prod(sides)) if view.patch else 1
+        if len(rows) * padded * sum(array.nbytes for array in example.values()) > max_bytes:
+            return None
+        if any(array.dtype != found[0][key].dtype for key, array in example.items()):
+            return None  # such as images of several types
     held: dict[str, np.ndarray] = {}
-    for place, row in enumerate(rows):
-        example = view.finish(source[row])
+    for place in range(len(rows)):
+        example, found[place] = found[place], {}  # given free as the arrays fill
         if view.patch:
             # As `random_patch` pads: the image in the middle of the patch.
-            sides = example["image"].shape[:-1]
-            start = [min(0, (old - new) // 2) for new, old in zip(view.patch, sides, strict=True)]
-            example = spatial.window(example, start=start, shape=canvas, value=view.fill)
-        if not held:
-            each = {k: np.asarray(v) for k, v in example.items() if k not in ("valid", "index")}
-            if len(rows) * sum(v.nbytes for v in each.values()) > max_bytes:
-                return None
-            held = {k: np.empty((len(rows), *v.shape), v.dtype) for k, v in each.items()}
-        for key, array in held.items():
-            if np.shape(example[key]) != array.shape[1:] or example[key].dtype != array.dtype:
-                return None  # such as images of several types
-            array[place] = example[key]
-    return held
+            old = example["image"].shape[:-1]
+            start = [min(0, (o - new) // 2) for new, o in zip(view.patch, old, strict=True)]
+            example = spatial.window(example, start=start, shape=canvas.tolist(), value=view.fill)
+        for key, value in example.items():
+            if not place:
+                held[key] = np.empty((len(rows), *value.shape), value.dtype)
+            if value.shape != held[key].shape[1:]:
+                return None  # such as images of several numbers of channels
+            held[key][place] = value
+    return HeldExamples(held, cases)
 
 
 def cut_held(
@@ -198,16 +221,16 @@ def cut_held(
     """The batch that was chosen of what the device holds, as `ChoiceOfView` says it."""
 
     def one(choice: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        example = {name: array[choice["place"]] for name, array in held.items()}
-        if patch:
-            for name in ("image", "mask"):
-                if name in example:
-                    array = example[name]
-                    rest = array.ndim - len(patch)
-                    start = [*choice["corner"], *(0,) * rest]
-                    size = (*patch, *array.shape[len(patch) :])
-                    example[name] = jax.lax.dynamic_slice(array, start, size)
-        return {**example, **{name: choice[name] for name in ("valid", "index")}}
+        example = {name: choice[name] for name in ("valid", "index")}
+        for name, array in held.items():
+            if patch and name in ("image", "mask"):
+                # One slice, lest the whole case is copied before it is cut.
+                rest = array.shape[1 + len(patch) :]
+                start = [choice["place"], *choice["corner"], *(0 for _ in rest)]
+                example[name] = jax.lax.dynamic_slice(array, start, (1, *patch, *rest))[0]
+            else:
+                example[name] = array[choice["place"]]
+        return example
 
     return jax.vmap(one)(dict(choice))
 
@@ -216,7 +239,8 @@ def make_training_view(config: ConfigDict) -> TrainingView:
     """The training view that the config describes."""
     data = config.data
     patch = tuple(data.patch) if config.task == "segmentation" else ()
-    return TrainingView(patch, data.foreground, data.max_boxes, fill_value(config))
+    fill = fill_value(config) if patch else 0.0  # whole images are padded before they get here
+    return TrainingView(patch, data.foreground, data.max_boxes, fill)
 
 
 def fill_value(config: ConfigDict) -> float:

@@ -10,16 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build.checks import check_fits
 from jaxmed.build.config import flatten, update
 from jaxmed.build.experiment import Experiment
-from jaxmed.build.members import Member, fold_name, rows_of
+from jaxmed.build.members import Member, fold_name, plan_members, rows_of
+from jaxmed.data.sources.findings import some
 from jaxmed.data.splits import k_folds
 from jaxmed.preprocessing.fingerprint import take_fingerprint
-from jaxmed.preprocessing.plan import is_open, plan_settings, plan_steps
-from jaxmed.types import Source, UserError
+from jaxmed.preprocessing.plan import (
+    is_open,
+    plan_settings,
+    plan_steps,
+    shared_statistics,
+    shrink_patch,
+)
+from jaxmed.training.sharding import AXIS
+from jaxmed.training.speed import device_bytes
+from jaxmed.types import Source, UserError, count_of
+
+MEMORY_SHARE = 0.85
+"""Of the device's memory that a step may take; the rest is for the program and for evaluations."""
 
 # The keys that something must set before an experiment can be built.
 REQUIRED = {
@@ -78,24 +91,16 @@ def resolve(
         _fit_to_devices(config, settings)
     _check_complete(config, leave_out=("training.steps",))
     check_fits(config, source.info)
-    if config.training.epochs and not config.training.steps:
-        cases = train_count(config, len(rows))
-        steps = max(1, round(config.training.epochs * cases / max(config.data.batch_size, 1)))
-        update(config, {"training.steps": steps}, where="training.epochs")
-    elif config.plan == "auto" and not config.training.steps:
-        counts = fingerprint["class_counts"]
-        draft = config.copy_and_resolve_references()
-        draft.training.steps = 1
-        experiment = Experiment(draft, source.info, counts)
-        settings["training.steps"] = plan_steps(
-            lambda: experiment.step_flops(source[rows[0]]),
-            ndim=source.info.ndim,
-            cases=round(train_count(config, len(rows))),
-            batch_size=config.data.batch_size,
-        )
-        update(config, {"training.steps": settings["training.steps"]}, where="plan=auto")
-    if 0 < config.optimizer.warmup < 1:  # in steps, so that a longer run warms up alike
-        config.optimizer.warmup = float(math.ceil(config.optimizer.warmup * config.training.steps))
+    counts = fingerprint["class_counts"]
+    drafted = config
+    config = _with_length(drafted, settings, source, rows, counts)
+    while "data.batch_size" in settings and earlier is None and config.plan == "auto":
+        smaller = _smaller(config, settings, source, rows, counts)
+        if not smaller:
+            break
+        settings |= smaller
+        update(drafted, smaller, where="plan=auto")
+        config = _with_length(drafted, settings, source, rows, counts)
     steps = config.training.steps
     defaults = {
         "log_every": min(20, max(1, steps // 25)),
@@ -106,6 +111,67 @@ def resolve(
         config.training[key] = config.training[key] or every
     _check_complete(config)
     return config, settings, fingerprint
+
+
+def _with_length(
+    config: ConfigDict,
+    settings: dict[str, Any],
+    source: Source,
+    rows: Sequence[int],
+    counts: Sequence[int],
+) -> ConfigDict:
+    """The config with its steps; where they are planned, `settings` gets them too."""
+    config = config.copy_and_resolve_references()
+    cases = train_count(config, len(rows))
+    if config.training.epochs and not config.training.steps:
+        steps = max(1, round(config.training.epochs * cases / max(config.data.batch_size, 1)))
+        config.training.steps = steps
+    elif config.plan == "auto" and not config.training.steps:
+        config.training.steps = 1
+        experiment = Experiment(config, source.info, counts)
+        config.training.steps = settings["training.steps"] = plan_steps(
+            lambda: experiment.step_flops(source[rows[0]]),
+            ndim=source.info.ndim,
+            cases=round(cases),
+            batch_size=config.data.batch_size,
+        )
+    if 0 < config.optimizer.warmup < 1:  # in steps, so that a longer run warms up alike
+        config.optimizer.warmup = float(math.ceil(config.optimizer.warmup * config.training.steps))
+    return config
+
+
+def _smaller(
+    config: ConfigDict,
+    settings: Mapping[str, Any],
+    source: Source,
+    rows: Sequence[int],
+    counts: Sequence[int],
+) -> dict[str, Any]:
+    """What to plan smaller, so that a step, which is compiled to know, fits the device's memory.
+
+    Raises:
+        UserError: where nothing that was planned can be smaller.
+    """
+    experiment = Experiment(config, source.info, counts, plan_members(config))
+    room = int(MEMORY_SHARE * device_bytes())
+    need = experiment.step_bytes(source[rows[0]])
+    print(f"plan: a step takes {need / 2**30:.2g} of {room / 2**30:.3g} GiB of memory (measured)")
+    if need <= room:
+        return {}
+    least = experiment.mesh.shape[AXIS]
+    size = config.data.batch_size
+    if size > least:
+        return {"data.batch_size": max(least, size // 2 // least * least)}
+    if "data.patch" in settings:
+        patch = shrink_patch(
+            config.data.patch, config.model.strides, factor=(room / need) ** (1 / source.info.ndim)
+        )
+        if patch != tuple(config.data.patch):
+            return {"data.patch": patch}
+    raise UserError(
+        f"plan=auto: a step takes {need / 2**30:.2g} GiB even so, more than the {room / 2**30:.2g} "
+        "GiB of this device; make the network smaller (model.*), or use another device"
+    )
 
 
 def train_count(config: ConfigDict, cases: int) -> float:
@@ -119,6 +185,13 @@ def cut_folds(
 ) -> dict[str, list[int]]:
     """The split with the validation parts of the folds in place of train and val."""
     rows = sorted({*split["train"], *split["val"]})
+    known = source.patients
+    groups = len(rows) if known is None else len({known[row] or row for row in rows})
+    if groups < config.training.folds:
+        raise UserError(
+            f"training.folds is {config.training.folds}; train and val have "
+            f"{count_of(groups, 'case' if known is None else 'patient')} to divide among them"
+        )
     folds = k_folds(
         source.ids,
         patients=source.patients,
@@ -131,6 +204,21 @@ def cut_folds(
     return {fold_name(i): held_out for i, (_, held_out) in enumerate(folds)} | rest
 
 
+def fold_gaps(source: Source, split: Mapping[str, Sequence[int]]) -> list[str]:
+    """A sentence for each fold without cases of some class, whose scores have no value there."""
+    if source.labels is None:
+        return []
+    labels, names = np.asarray(source.labels), source.info.class_names
+    notes = []
+    for part in (part for part in split if part.startswith("fold")):
+        own = labels[list(split[part])]
+        there = own == 1 if own.ndim == 2 else own[:, None] == np.arange(len(names))
+        gone = [name for name, found in zip(names, there.any(0), strict=True) if not found]
+        if gone:
+            notes.append(f"{part} has no case of {some(gone)}: its scores of these are undefined")
+    return notes
+
+
 def with_own_statistics(
     members: Sequence[Member],
     config: ConfigDict,
@@ -140,31 +228,31 @@ def with_own_statistics(
 ) -> tuple[Member, ...]:
     """Models whose intensities are scaled by what they learn from, not by what they are tested on.
 
-    All else that was planned (sizes, network, class weights) is of all folds.
+    All else that was planned (sizes, network, class weights) is of all folds, and so are
+    statistics of which some were given.
 
     Args:
         members: the models.
         config: resolved.
         source: the data set.
         split: rows of each part.
-        settings: what the plan made; statistics that the user gave stay as they are.
+        settings: what the plan made.
     """
-    if "data.intensity.mean" not in settings:
+    clip = tuple(config.data.intensity.clip)
+    names = ("mean", "std", "clip") if clip else ("mean", "std")
+    keys = [f"data.intensity.{name}" for name in names]
+    if config.plan != "auto" or not all(key in settings for key in keys):
         return tuple(members)
-    found = []
-    own: dict[int, dict[str, Any]] = {}
-    for member in members:
-        if member.fold is not None and member.fold not in own:
-            rows = rows_of(split, "train", member.fold)
-            fingerprint = take_fingerprint(source, rows, channels=config.data.channels)
-            keys = [f"data.intensity.{name}" for name in ("mean", "std", "clip")]
-            given = {**flatten(config), **dict.fromkeys(keys, ())}
-            planned = plan_settings(fingerprint, source.info, given)
-            # A fold cannot want another kind of scaling than all of them together.
-            own[member.fold] = {k: planned[k] for k in keys if settings.get(k) and planned.get(k)}
-        changes = own.get(-1 if member.fold is None else member.fold, {})
-        found.append(dataclasses.replace(member, changes={**member.changes, **changes}))
-    return tuple(found)
+    own: dict[int | None, dict[str, Any]] = {None: {}}
+    for fold in {member.fold for member in members} - {None}:
+        rows = rows_of(split, "train", fold)
+        fingerprint = take_fingerprint(source, rows, channels=config.data.channels)
+        statistics = shared_statistics(fingerprint, clip=bool(clip))
+        own[fold] = {key: statistics[key] for key in keys}
+    return tuple(
+        dataclasses.replace(member, changes={**member.changes, **own[member.fold]})
+        for member in members
+    )
 
 
 def _read_plan(path: str) -> dict[str, Any]:
@@ -182,6 +270,9 @@ def _read_plan(path: str) -> dict[str, Any]:
 def _fit_to_devices(config: ConfigDict, settings: dict[str, Any]) -> None:
     """Round a planned batch up to what the devices can share equally."""
     devices = config.sharding.devices or len(jax.devices())
+    devices //= math.gcd(
+        devices, len(plan_members(config)) or 1
+    )  # over which models are spread first
     size = -(-config.data.batch_size // devices) * devices
     settings["data.batch_size"] = config.data.batch_size = size
 

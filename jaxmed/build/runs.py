@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed.build import datasets
+from jaxmed.build import datasets, pieces, preparation
 from jaxmed.build.checks import check_numbers, useless_keys
 from jaxmed.build.config import (
     base_config,
@@ -23,7 +23,13 @@ from jaxmed.build.dry_run import print_dry_run
 from jaxmed.build.experiment import Experiment
 from jaxmed.build.members import check_members, plan_members, read_members, rows_of
 from jaxmed.build.preparation import PrepareForTraining
-from jaxmed.build.resolve import cut_folds, resolve, train_count, with_own_statistics
+from jaxmed.build.resolve import (
+    cut_folds,
+    fold_gaps,
+    resolve,
+    train_count,
+    with_own_statistics,
+)
 from jaxmed.build.training_data import hold_cases, make_batches
 from jaxmed.build.validation import Validation
 from jaxmed.build.workdir import (
@@ -87,9 +93,8 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
     wait_for_all("workdir: made")
     # What an attempt left that never came to a checkpoint binds nobody.
     earlier = read_run(workdir) if not dry_run and has_checkpoints(workdir) else None
-    # A run that goes on has its weights already.
-    if config.model.init and earlier is None and not has_checkpoints(Path(config.model.init)):
-        raise UserError(f"model.init={config.model.init}: no run with a checkpoint; check the path")
+    if config.model.init and earlier is None:  # a run that goes on has its weights already
+        _check_init(config.model.init)
     wait_for_all("workdir: read")  # before the first of several processes writes to it
     if earlier:
         check_same_kind(workdir, earlier, config)
@@ -99,27 +104,24 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
         raise datasets.look_further(config, error) from error
     for note in source.notes:
         print(f"data: {note}")
-    split = read_split(workdir, source) if earlier else None
     notes = list(source.notes)
-    if split is None:
-        whole = _make_split(config, source)
-        split, found = datasets.look_through_data(config, source, whole)
-        datasets.check_classes_left(config, source, whole, split)
+    if earlier:
+        split = read_split(workdir, source)
+    else:
+        split, found = _cut(config, source)
         notes += found
-    if config.training.folds and not earlier:
-        split = cut_folds(config, source, split)
-    if config.model.init and earlier is None:
-        notes += _note_leak(config.model.init, source, split)
     by = "image" if source.patients is None else "patient"
     sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.items())
-    print(f"split: {sizes} (cut by {by} where no part is given)")
+    how = "folds cut by" if config.training.folds else "where no part is given, cut by"
+    print(f"split: {sizes} ({how} {by})")
     for key in sorted(set(useless_keys(config)) & _changed_keys(config)):
         print(f"note: {key} is set, but this task, layout or model has no use for it")
     rows = rows_of(split, "train")
     config, settings, fingerprint = resolve(
         config, source, rows, earlier=flatten(earlier["config"]) if earlier else None
     )
-    print_plan(settings)
+    if not earlier:
+        print_plan(settings)
     check_members(config, members)
     if earlier:
         members = read_members(earlier)
@@ -140,6 +142,32 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
 
         evaluate_run(workdir, part="val", source=source)
     return finished
+
+
+def _check_init(init: str) -> None:
+    """Refuse what holds no weights to start from."""
+    if not has_checkpoints(Path(init)):
+        raise UserError(f"model.init={init}: no run with a checkpoint; check the path")
+    if read_run(Path(init)).get("members"):
+        raise UserError(
+            f"model.init={init}: holds models trained together; give the run of a single one"
+        )
+
+
+def _cut(config: ConfigDict, source: Source) -> tuple[dict[str, list[int]], list[str]]:
+    """The split of a fresh run, all cases looked at, and what there is to say of it."""
+    whole = _make_split(config, source)
+    split, notes = datasets.look_through_data(config, source, whole)
+    datasets.check_classes_left(config, source, whole, split)
+    if config.training.folds:
+        split = cut_folds(config, source, split)
+        gaps = fold_gaps(source, split)
+        notes += gaps
+        for note in gaps:
+            print(f"split: {note}")
+    if config.model.init:
+        notes += _note_leak(config.model.init, source, split)
+    return split, notes
 
 
 def _note_leak(init: str, source: Source, split: Mapping[str, Sequence[int]]) -> list[str]:
@@ -196,13 +224,13 @@ def _train(
     prepare = PrepareForTraining(experiment.prepare)
     prepared = Cached(source, transform=prepare, max_bytes=cache)
     with Checkpoints(workdir / "checkpoints") as checkpoints, StopSignal() as stop:
-        held = hold_cases(experiment, prepared, rows)
-        lifted = experiment.lift(held)
+        held = hold_cases(experiment, lambda row: prepare(source[row]), rows)
+        lifted = experiment.lift(None if held is None else held.arrays)
+        cases = None if held is None else held.cases
+        del held  # whose arrays are on the devices now
         state = _start(experiment, lifted, checkpoints, config.model.init)
         first = int(lifted.global_state(state).step)
-        batches = make_batches(
-            experiment, prepared, split, start_step=first, held=() if held is None else rows
-        )
+        batches = make_batches(experiment, prepared, split, start_step=first, held=cases)
 
         evaluate = Validation(experiment, lifted, source, split)
         with (
@@ -239,7 +267,7 @@ def _train(
                 step_flops=InBackground(lambda: experiment.step_flops(source[rows[0]])),
                 stop=stop,
                 members=[member.name for member in members],
-                steps_per_call=config.training.steps_per_call or (1 if held is None else 8),
+                steps_per_call=config.training.steps_per_call or (1 if cases is None else 8),
             )
             stop.requested = any_of(stop.requested)  # perhaps since they last agreed
             if stop.requested:
@@ -285,25 +313,28 @@ def draw_first_batch(
 ) -> None:
     """Picture the first batch as the network sees it, augmented, with its labels."""
     config = experiment.member_configs[0] if experiment.members else experiment.config
+    prepare_batch = preparation.make_prepare_batch(config)
+    augment = pieces.make_augment(config, experiment.info)
+    view = preparation.make_training_view(config)
     size = min(config.data.batch_size, 16)
     with training_batches(
         source,
         rows,
         batch_size=size,
         seed=config.seed,
-        prepare=_Both(PrepareForTraining(experiment.prepare), experiment.view),
+        prepare=_Both(PrepareForTraining(experiment.prepare), view),
     ) as batches:
         batch = next(batches)
 
     @jax.jit
     def augmented(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        batch = experiment.prepare_batch(batch)
-        if experiment.augment is None:
+        batch = prepare_batch(batch)
+        if augment is None:
             return batch
         # The key that a fresh state keeps for its steps.
         step_key = jax.random.split(jax.random.key(config.seed))[1]
         key = jax.random.split(jax.random.fold_in(step_key, 0))[0]
-        return jax.vmap(experiment.augment)(example_keys(key, batch, axis_name=None), batch)
+        return jax.vmap(augment)(example_keys(key, batch, axis_name=None), batch)
 
     draw_batch(jax.device_get(augmented(batch)), experiment.info.class_names, path)
 

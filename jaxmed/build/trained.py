@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,8 @@ class TrainedRun:
         run: the content of config.json.
         chosen: places of the models that predict together: those of the setting with the best
             validation scores; empty where one model was trained.
-        best: "score" and "step" of each of the models; empty likewise.
+        best: "score", "step" and "diverged" of each of the models, as in a `TrainState`; empty
+            likewise.
     """
 
     experiment: Experiment
@@ -99,8 +100,9 @@ def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRu
     config = config_of_run(run) if config is None else config
     check_numbers(config)
     check_fits(config, data_info)
-    _check_same_network(workdir, run, config)
     members = read_members(run)
+    own = {key for member in members for key in member.changes}
+    _check_same_network(workdir, run, config, own)
     experiment = Experiment(config, data_info, run["data"]["class_counts"], members)
     if not members:
         variables, step = restore_variables(workdir / "checkpoints")
@@ -109,12 +111,23 @@ def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRu
     best = restore_members(workdir / "checkpoints")
     variables = best.pop("variables")
     try:
-        chosen = setting_of_best(members, best["score"].tolist())
+        chosen = setting_of_best(members, best)
     except UserError as error:
         raise UserError(f"{workdir}: {error}") from error
     step = int(best["step"][chosen].max())
     sha256 = parameters_sha256(take_members(variables, chosen)["params"])
     return TrainedRun(experiment, variables, data_info, step, sha256, run, tuple(chosen), best)
+
+
+def tell_diverged(run: TrainedRun) -> list[str]:
+    """A sentence for each model that diverged."""
+    told = []
+    for place, member in enumerate(run.experiment.members):
+        step, kept = int(run.best["diverged"][place]), int(run.best["step"][place])
+        if step:
+            left = f"its weights of step {kept} are used" if kept else "it has no weights to use"
+            told.append(f"{member.name} had diverged at step {step}; {left}")
+    return told
 
 
 def take_members(variables: Any, members: Sequence[int]) -> Any:
@@ -123,10 +136,15 @@ def take_members(variables: Any, members: Sequence[int]) -> Any:
     return jax.tree.map(lambda x: x[places], variables)
 
 
-def _check_same_network(workdir: Path, run: dict[str, Any], config: ConfigDict) -> None:
-    """Refuse overrides that the trained weights do not fit."""
+def _check_same_network(
+    workdir: Path, run: dict[str, Any], config: ConfigDict, own: Collection[str]
+) -> None:
+    """Refuse overrides that the trained weights do not fit, or of what models have of their own."""
     trained, now = flatten(run["config"]), flatten(config)
     keys = [k for k in now if k.startswith("model.") or k == "data.channels"]
+    for key in own:
+        if trained[key] != now[key]:
+            raise UserError(f"{key} is {now[key]!r}; each model in {workdir} has its own value")
     for key in keys:
         before = trained.get(key, now[key])
         if key not in ("model.init", "model.dtype", "model.remat") and before != now[key]:

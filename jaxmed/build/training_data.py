@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build import preparation
@@ -15,17 +14,17 @@ from jaxmed.build.config import choose
 from jaxmed.build.experiment import Experiment
 from jaxmed.build.members import rows_of
 from jaxmed.data.loader import Batches, Stream, joint_batches, training_batches
-from jaxmed.types import UserError
+from jaxmed.types import Example, UserError
 
 
 def hold_cases(
-    experiment: Experiment, source: Any, rows: Sequence[int]
-) -> dict[str, np.ndarray] | None:
-    """The training cases as arrays for the devices to hold; None where they are not to.
+    experiment: Experiment, read: Callable[[int], Example], rows: Sequence[int]
+) -> preparation.HeldExamples | None:
+    """The training cases for the devices to hold; None where they are not to.
 
     Args:
         experiment: whose devices they are.
-        source: with prepared cases.
+        read: row -> prepared case.
         rows: of the training part.
 
     Raises:
@@ -43,7 +42,7 @@ def hold_cases(
     views = {preparation.make_training_view(config) for config in experiment.member_configs}
     held = None
     if len(views) <= 1:
-        held = preparation.hold_examples(source, rows, experiment.view, max_bytes=most)
+        held = preparation.hold_examples(read, rows, experiment.view, max_bytes=most)
     if held is None and how == "always":
         raise UserError(
             "data.on_device is 'always', but the cases differ in type or size, or the folds "
@@ -58,7 +57,7 @@ def make_batches(
     split: Mapping[str, Sequence[int]],
     *,
     start_step: int,
-    held: Sequence[int] = (),
+    held: Mapping[int, Example] | None = None,
 ) -> Batches:
     """The batches of training, from a step on; of models trained together, of each stream.
 
@@ -67,9 +66,11 @@ def make_batches(
         source: with prepared cases.
         split: rows of each part.
         start_step: the first one.
-        held: rows that the devices hold, in their order: batches then say what to cut.
+        held: `HeldExamples.cases` where the devices hold the rest of them: batches then say what to
+            cut.
     """
-    places = {row: place for place, row in enumerate(held)}
+    places = {row: place for place, row in enumerate(held or ())}
+    source = held or source
 
     def view_of(config: ConfigDict) -> Any:
         view = preparation.make_training_view(config)

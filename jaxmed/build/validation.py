@@ -10,6 +10,7 @@ import optax
 
 from jaxmed.build.experiment import Experiment
 from jaxmed.build.members import rows_of
+from jaxmed.data.cache import Cached
 from jaxmed.evaluation.evaluate import plain_scores, predict_cases, score_cases
 from jaxmed.training.processes import gather_rows, share_of
 from jaxmed.training.sharding import Lifted
@@ -28,10 +29,14 @@ class Validation:
         split: Mapping[str, Sequence[int]],
     ):
         self._experiment, self._lifted = experiment, lifted
-        self._source, self._split = source, split
+        self._split = split
+        # Every evaluation, and each of several models, looks at the same cases.
+        room = int(experiment.config.data.cache_gb * 2**30) // 8
+        self._source = Cached(source, max_bytes=room)
+        self._ready = Cached(self._source, max_bytes=room, transform=experiment.prepare)
 
     def __call__(self, state: TrainState) -> Any:
-        """Scores by name, or of models trained together a list of them."""
+        """Scores by name, or of models trained together a list of them, None for a diverged one."""
         members = self._experiment.members
         if not members:
             return self._score(self._lifted.variables_of(state), ())
@@ -40,17 +45,16 @@ class Validation:
             for place in range(len(members))
         ]
 
-    def _score(self, variables: Any, places: Sequence[int]) -> dict[str, float | None]:
+    def _score(self, variables: Any, places: Sequence[int]) -> dict[str, float | None] | None:
         experiment, task = self._experiment, self._experiment.quick_task
-        # Of one of several models that has diverged there is nothing to score.
         if places and not np.isfinite(float(optax.tree.norm(variables))):
-            return {task.main_score: None}
+            return None
         fold = experiment.members[places[0]].fold if places else None
         cases = predict_cases(
             experiment.predictor(variables, members=places),
             task,
             self._source,
             share_of(rows_of(self._split, "val", fold)),
-            prepare=experiment.prepare,
+            prepare=lambda example: self._ready[int(example["index"])],
         )
         return plain_scores(task, gather_rows(score_cases(cases, task)))

@@ -68,6 +68,14 @@ def check_same_kind(workdir: Path, earlier: Mapping[str, Any], config: ConfigDic
             f"{workdir}: holds a run of {old[0]} on {old[1]}, not of {new[0]} on {new[1]}; use "
             "another workdir"
         )
+    before = flatten(earlier["config"])
+    for key in ("folds", "seeds", "vary"):
+        old, new = before[f"training.{key}"], config.training[key]
+        if old != new:
+            raise UserError(
+                f"{workdir}: holds a run with training.{key}={old!r}, not {new!r}; use another "
+                "workdir"
+            )
 
 
 def has_checkpoints(workdir: Path) -> bool:
@@ -75,10 +83,12 @@ def has_checkpoints(workdir: Path) -> bool:
     return any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*"))
 
 
-def read_split(workdir: Path, source: Source) -> dict[str, list[int]] | None:
-    """The split that a run saved, as rows of `source`; None where there is none."""
-    if not (workdir / SPLIT_FILE).is_file():
-        return None
+def read_split(workdir: Path, source: Source) -> dict[str, list[int]]:
+    """The split that a run saved, as rows of `source`.
+
+    Raises:
+        UserError: where it is gone (a new one would validate on what was learnt), or of other data.
+    """
     ids = read_split_ids(workdir)
     rows = {name: row for row, name in enumerate(source.ids)}
     missing = [name for names in ids.values() for name in names if name not in rows]

@@ -14,13 +14,26 @@ import numpy as np
 
 from jaxmed.data.quality import THREADS
 from jaxmed.data.splits import PARTS
-from jaxmed.types import Example, UserError
+from jaxmed.types import ChannelsError, Example, UserError
 
 SEVERITIES = ("error", "warning", "note")
 """Wrong results, likely wrong results, and what one should know; in this order."""
 
 BROKEN = "broken case"
-"""The kind of finding that keeps a set from being used."""
+OTHER_CHANNELS = "other number of channels"
+"""Kinds of findings that keep a set from being used as it is."""
+
+SAME = ("identical images", "nearly identical images")
+IN_PARTS, IN_LABELS = "in several parts", "with different labels"
+CURABLE = (
+    BROKEN,
+    OTHER_CHANNELS,
+    "image of one value",
+    "saturated image",
+    *(f"{same}{where}" for same in SAME for where in ("", f" {IN_PARTS}", f" {IN_LABELS}")),
+    "outlying case",
+)
+"""Kinds of findings that leaving cases out cures."""
 
 THUMBNAIL = 24
 """Values a side of the small copy by which near duplicates are found."""
@@ -64,6 +77,7 @@ class Look:
     """What one look at a case tells; small, whatever the size of the image."""
 
     problem: str = ""
+    kind: str = BROKEN
     digest: str = ""
     thumbnail: np.ndarray | None = None
     numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -112,6 +126,8 @@ def _looker(source: Any) -> Callable[[int], Look]:
     def look(row: int) -> Look:
         try:
             return look_at(source[row])
+        except ChannelsError as error:
+            return Look(problem=str(error), kind=OTHER_CHANNELS)
         except UserError as error:
             return Look(problem=str(error))
 
@@ -149,7 +165,14 @@ def look_at(example: Example) -> Look:
     # Of an image of few values, such as a drawing, none is a limit that was hit.
     few = np.unique(flat[:: max(1, len(flat) // 1024)]).size < FEWEST_VALUES
     at_top = 0.0 if few else float((flat == high).mean())
-    return Look("", digest, _thumbnail(image), numbers, classes, tuple(doubled), at_top)
+    return Look(
+        digest=digest,
+        thumbnail=_thumbnail(image),
+        numbers=numbers,
+        classes=classes,
+        doubled=tuple(doubled),
+        at_top=at_top,
+    )
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray | None:
@@ -183,10 +206,14 @@ def _same_boxes(boxes: np.ndarray, labels: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _unreadable(looks: Mapping[int, Look]) -> Iterator[Finding]:
-    problems = {row: look.problem for row, look in looks.items() if look.problem}
-    if problems:
-        advice = "mend the files, or leave them out"
-        yield Finding("error", BROKEN, advice, tuple(problems.values()), tuple(problems))
+    advice = {
+        BROKEN: "mend the files, or leave them out",
+        OTHER_CHANNELS: "--config.data.channels=1 or 3 converts all; nothing else was looked at",
+    }
+    for kind, what in advice.items():
+        problems = {row: k.problem for row, k in looks.items() if k.problem and k.kind == kind}
+        if problems:
+            yield Finding("error", kind, what, tuple(problems.values()), tuple(problems))
 
 
 def _duplicates(
@@ -197,11 +224,11 @@ def _duplicates(
         if look.digest:
             exact[look.digest].append(row)
     groups = [rows for rows in exact.values() if len(rows) > 1]
-    yield from _group_findings("identical images", source, looks, part_of, groups)
+    yield from _group_findings(SAME[0], source, looks, part_of, groups)
     # Of identical images one stands for all.
     first = [rows[0] for rows in exact.values()]
     near = list(alike(looks, first))
-    yield from _group_findings("nearly identical images", source, looks, part_of, near)
+    yield from _group_findings(SAME[1], source, looks, part_of, near)
 
 
 def alike(looks: Mapping[int, Look], rows: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -229,24 +256,44 @@ def _group_findings(
 ) -> Iterator[Finding]:
     told: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     extra: dict[str, list[int]] = defaultdict(list)
+
+    def tell(
+        severity: str, what: str, advice: str, rows: Sequence[int], gone: Sequence[int]
+    ) -> None:
+        described = " = ".join(_where(source, row, looks[row], part_of) for row in rows)
+        told[severity, what, advice].append(described)
+        extra[what] += gone
+
+    def differ(rows: Sequence[int]) -> bool:
+        return source.labels is not None and len({looks[row].classes for row in rows}) > 1
+
     for rows in groups:
-        names = " = ".join(source.ids[row] for row in rows)
-        parts = list(dict.fromkeys(part_of[row] for row in rows))
+        parts: dict[str, list[int]] = defaultdict(list)
+        for row in rows:
+            parts[part_of[row]].append(row)
+        if differ(rows):
+            advice = "find out which label is right; leaving out takes all of them"
+            tell("error", f"{kind} {IN_LABELS}", advice, rows, rows)
         if len(parts) > 1:
-            key = ("error", f"{kind} in several parts", "leave them out of one of the parts")
-            names += f" ({', '.join(parts)})"
             # The part that is tested on most stays as it is.
             kept = max(parts, key=PARTS.index)
-            extra[key[1]] += [row for row in rows if part_of[row] != kept]
-        elif source.labels is not None and len({looks[row].classes for row in rows}) > 1:
-            key = ("error", f"{kind} with different labels", "find out which label is right")
-            extra[key[1]] += rows
-        else:
-            key = ("warning", kind, "keep one of each, or know that they count twice")
-            extra[key[1]] += rows[1:]
-        told[key].append(names)
+            gone = [row for row in rows if part_of[row] != kept]
+            advice = "leave them out of all parts but one"
+            tell("error", f"{kind} {IN_PARTS}", advice, rows, gone)
+        for own in parts.values():
+            if len(own) > 1 and not differ(own):
+                advice = "keep one of each, or know that they count twice"
+                tell("warning", kind, advice, own, own[1:])
     for (severity, what, advice), cases in told.items():
         yield Finding(severity, what, advice, tuple(cases), tuple(sorted(set(extra[what]))))
+
+
+def _where(source: Any, row: int, look: Look, part_of: Mapping[int, str]) -> str:
+    """A case with its part, and its label where it has one."""
+    label = ""
+    if source.labels is not None:
+        label = " " + ("+".join(source.info.class_names[c] for c in sorted(look.classes)) or "none")
+    return f"{source.ids[row]} ({part_of[row]}{label})"
 
 
 def _patients(source: Any, split: Mapping[str, Sequence[int]]) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +45,55 @@ def summarize_cases(
     scores: Mapping[int, Row],
     *,
     patients: Sequence[str] | None = None,
+    folds: Sequence[Collection[int]] = (),
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Interval]:
     """Scores of the set with 95 % bootstrap intervals, over patients where they are known.
 
+    Intervals tell what other cases would change, not what other training would.
+
     Args:
         task: how cases are summarised.
         scores: of `score_cases`.
         patients: one a row of the source, or None.
+        folds: rows that different models predicted. Scores are then means over the folds that
+            have them (LeDell et al. 2015, Electron. J. Stat. 9): how sure one model is of a case
+            cannot be ranked against how sure another is of the next one.
         resamples: of the bootstrap; 0 gives values without intervals.
         seed: of the resampling.
     """
     groups = None if patients is None else [patients[row] for row in scores]
     rows = list(scores.values())
     weights = bootstrap_weights(len(rows), groups=groups, resamples=resamples, seed=seed)
-    samples = task.summarize(rows, weights=weights)
+    if len(folds) < 2:
+        samples = task.summarize(rows, weights=weights)
+    else:
+        samples = _mean_over(folds, task, list(scores), rows, weights)
     return intervals(samples, cases=len(rows), counts=count_cases(rows))
+
+
+def _mean_over(
+    folds: Sequence[Collection[int]],
+    task: Task,
+    numbers: Sequence[int],
+    rows: Sequence[Row],
+    weights: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Each score's mean over the folds in which it is defined, under the same resamples."""
+    each = []
+    for fold in folds:
+        own = [place for place, number in enumerate(numbers) if number in fold]
+        if own:
+            each.append(task.summarize([rows[i] for i in own], weights=weights[:, own]))
+    samples = {}
+    for name in dict.fromkeys(name for found in each for name in found):
+        stack = np.stack([found[name] for found in each if name in found])
+        known = np.isfinite(stack)
+        count = known.sum(0)
+        total = np.where(known, stack, 0).sum(0)
+        samples[name] = np.where(count, total / np.maximum(count, 1), np.nan)
+    return samples
 
 
 def plain_scores(task: Task, scores: Mapping[int, Row]) -> dict[str, float | None]:

@@ -16,8 +16,9 @@ from jaxmed.evaluation.pictures import picture_to_base64
 from jaxmed.types import count_of
 
 GROUPS = ("worst", "typical", "best")
-_AXES = ("step", "epoch", "seconds", "split")
+_AXES = ("step", "epoch", "seconds", "split", "models")
 _MOST_SCORES = 4
+_MOST_CASES = 5  # of a finding
 _MOST_VALUES = 160  # letters of one value of the config
 
 _STYLE = """
@@ -52,6 +53,7 @@ def write_report(
     curves: Sequence[Mapping[str, Any]] = (),
     shown: str = "",
     notes: Sequence[str] = (),
+    findings: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write the report of one experiment; the page loads nothing from elsewhere.
 
@@ -67,6 +69,8 @@ def write_report(
             `picture_base64`, or its file in `picture`.
         shown: of which data the curves and the cases are.
         notes: what a reader must know, a sentence each.
+        findings: what stands out in the data, the worst first; fields of a
+            `jaxmed.data.examination.Finding`.
 
     Returns:
         The path.
@@ -77,6 +81,7 @@ def write_report(
         _figures(_heading("Curves", shown), curves),
         _training(history),
         _cases(_heading("Cases", shown), cases or {}),
+        _findings(findings),
         _config(config),
     ]
     page = (
@@ -281,6 +286,20 @@ def _draw_series(panels: Sequence[Mapping[str, Sequence[tuple[int, float]]]]) ->
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     return figure
+
+
+def _findings(findings: Sequence[Mapping[str, Any]]) -> str:
+    if not findings:
+        return ""
+    rows = []
+    for finding in findings:
+        cases = "; ".join(finding["cases"][:_MOST_CASES])
+        more = len(finding["cases"]) - _MOST_CASES
+        cases += f" and {more} more" if more > 0 else ""
+        told = (finding["severity"], finding["kind"], cases, finding["advice"])
+        rows.append([*map(_text, told), str(len(finding["cases"]))])
+    head = ("", "what", "where", "what to do", "n")
+    return f"<h2>Data</h2>\n{_table(head, rows, numbers=1)}"
 
 
 def _config(config: Mapping[str, Any]) -> str:

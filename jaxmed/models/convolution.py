@@ -41,7 +41,7 @@ _bfloat16 = contextvars.ContextVar("bfloat16", default=_BFLOAT16)
 
 
 @contextlib.contextmanager
-def use_onednn(enabled: bool = True, *, bfloat16: bool = False) -> Iterator[None]:
+def use_onednn(enabled: bool = True, *, bfloat16: bool | None = None) -> Iterator[None]:
     """Choose how convolutions traced inside the block run on the CPU.
 
     The choice is read when a function is traced: one that `jax.jit` has compiled before keeps what
@@ -53,9 +53,10 @@ def use_onednn(enabled: bool = True, *, bfloat16: bool = False) -> Iterator[None
         enabled: oneDNN where it can do the work; else XLA's convolution.
         bfloat16: round operands to bfloat16 (sums and results stay float32), as TPUs do and, with
             TF32, GPUs: nearly twice as fast where the CPU has AVX512-BF16 or AMX; nothing changes
-            where it has neither.
+            where it has neither. None leaves it as it is.
     """
-    tokens = _enabled.set(enabled), _bfloat16.set(bfloat16)
+    wanted = _bfloat16.get() if bfloat16 is None else bfloat16
+    tokens = _enabled.set(enabled), _bfloat16.set(wanted)
     try:
         yield
     finally:

@@ -9,6 +9,9 @@ import numpy as np
 from jaxmed.preprocessing.spatial import window
 from jaxmed.types import Example, UserError
 
+FOUND = ("foreground", "foreground_number")
+"""Keys of what `find_foreground` adds to an example."""
+
 
 def random_patch(
     example: Example,
@@ -29,8 +32,8 @@ def random_patch(
     carries no loss. Boxes are clipped, and dropped where less than 0.3 of their area is left.
 
     Args:
-        example: normalised; `foreground` of (n, ndim) int voxel positions, if there, is drawn from
-            in place of a search through the mask; it is left out of the result.
+        example: normalised; what `find_foreground` adds, if there, is drawn from in place of a
+            search through the mask; it is left out of the result.
         shape: of the window.
         rng: the only source of randomness.
         foreground: probability, 0 to 1.
@@ -40,7 +43,7 @@ def random_patch(
         UserError: if the shape has not one positive side an axis, or the probability is none.
     """
     start = random_corner(example, shape=shape, rng=rng, foreground=foreground)
-    rest = {name: array for name, array in example.items() if name != "foreground"}
+    rest = {name: array for name, array in example.items() if name not in FOUND}
     return window(rest, start=start, shape=shape, value=value)
 
 
@@ -49,9 +52,10 @@ def random_corner(
 ) -> list[int]:
     """Where the window that `random_patch` cuts begins; below 0 where the image is smaller.
 
-    Arguments and errors are those of `random_patch`.
+    Arguments and errors are those of `random_patch`; in place of `image` and `mask` the example may
+    have `sides`, the spatial shape, and what was found of the foreground.
     """
-    sides = example["image"].shape[:-1]
+    sides = example["image"].shape[:-1] if "image" in example else example["sides"].tolist()
     if len(shape) != len(sides) or min(shape) < 1 or not 0 <= foreground <= 1:
         raise UserError(
             f"preprocessing: patch {tuple(shape)} of a {len(sides)}-D image, foreground "
@@ -70,12 +74,16 @@ def random_corner(
     return start
 
 
-def foreground_positions(
+def find_foreground(
     mask: np.ndarray, *, rng: np.random.Generator, per_class: int = 10_000
-) -> np.ndarray:
-    """Positions (n, ndim) int32 of labelled voxels for `random_patch`, not too many a class.
+) -> dict[str, np.ndarray]:
+    """Labelled voxels for `random_patch`, not too many a class.
 
     Worth it where one large mask is cut into many patches: the search is done once.
+
+    Returns:
+        `foreground`, positions (n, ndim) int32, and `foreground_number`, the number in the mask at
+        each, (n,).
     """
     labelled = np.flatnonzero(mask > 0)
     numbers = mask.ravel()[labelled]
@@ -84,7 +92,8 @@ def foreground_positions(
         voxels = labelled[numbers == number]
         chosen.append(rng.choice(voxels, min(per_class, voxels.size), replace=False))
     flat = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
-    return np.stack(np.unravel_index(flat, mask.shape), -1).astype(np.int32)
+    positions = np.stack(np.unravel_index(flat, mask.shape), -1).astype(np.int32)
+    return {"foreground": positions, "foreground_number": mask.ravel()[flat]}
 
 
 def pad_boxes(example: Example, *, max_boxes: int) -> Example:
@@ -108,12 +117,11 @@ def pad_boxes(example: Example, *, max_boxes: int) -> Example:
 
 def _foreground_centre(example: Example, rng: np.random.Generator) -> np.ndarray | None:
     """A voxel to look at, or None where nothing is labelled."""
-    if "mask" in example:
-        mask = example["mask"]
+    if "mask" in example or "foreground" in example:
         if "foreground" in example:
-            positions = example["foreground"]
-            numbers = mask[tuple(positions.T)]
+            positions, numbers = (example[name] for name in FOUND)
         else:
+            mask = example["mask"]
             positions = np.flatnonzero(mask > 0)
             numbers = mask.ravel()[positions]
         if not len(positions):

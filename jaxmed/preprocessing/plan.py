@@ -32,7 +32,9 @@ REASONS = {
     "data.fit": "stretched where all images have one aspect, else padded",
     "data.patch": "as much of the median image as fits, in its proportions",
     "data.spacing": "the median, as spacings vary or slices are thick",
-    "data.batch_size": "many small updates learn more in a given time than few large ones",
+    "data.batch_size": (
+        "many small updates learn more in a given time than few large ones; fits the memory"
+    ),
     "data.max_boxes": "half as many again as in the busiest image",
     "model.width": "moderate, for some minutes on two CPU cores",
     "model.stem_strides": "small images are not shrunk at once",
@@ -108,18 +110,27 @@ def _intensity(
     """
     is_ct = min(fingerprint["least"]) < -200
     comparable = fingerprint["dtypes"] == ["uint8"] or is_ct
-    clip = (fingerprint["low"], fingerprint["high"]) if is_ct else ()
     normalization = "dataset" if comparable else "zscore"
     if info.task == "segmentation" and not is_ct:
         normalization = "zscore"  # stains and exposures differ more than a mask's meaning does
     normalization = given.get("data.normalization") or normalization
     if normalization != "dataset":
         return {"data.normalization": normalization}
+    return {"data.normalization": normalization, **shared_statistics(fingerprint, clip=is_ct)}
+
+
+def shared_statistics(fingerprint: Mapping[str, Any], *, clip: bool) -> dict[str, Any]:
+    """What scales the intensities of a whole set: one number a channel each.
+
+    Args:
+        fingerprint: of the training part.
+        clip: whether to cut them first.
+    """
+    bounds = (fingerprint["low"], fingerprint["high"]) if clip else ()
     return {
-        "data.normalization": normalization,
         "data.intensity.mean": tuple(fingerprint["mean"]),
         "data.intensity.std": tuple(max(s, 1e-6) for s in fingerprint["std"]),
-        "data.intensity.clip": tuple(tuple(bound) for bound in clip),
+        "data.intensity.clip": tuple(tuple(bound) for bound in bounds),
     }
 
 
@@ -200,6 +211,21 @@ def _patch(median: np.ndarray, spacing: np.ndarray, ndim: int) -> tuple[int, ...
     ]
     return tuple(
         _round_up(side * scale, multiple) for side, multiple in zip(median, multiples, strict=True)
+    )
+
+
+def shrink_patch(
+    patch: Sequence[int], strides: Sequence[Sequence[int] | int], *, factor: float
+) -> tuple[int, ...]:
+    """A patch smaller by `factor` along each axis, which a U-Net of these strides can still halve.
+
+    >>> shrink_patch((128, 96), [(2, 2), (2, 2)], factor=0.7)
+    (88, 64)
+    """
+    ones = np.ones(len(patch), int)
+    multiples = np.prod([ones, *(ones * np.asarray(step) for step in strides)], axis=0).tolist()
+    return tuple(
+        max(m, int(side * factor) // m * m) for side, m in zip(patch, multiples, strict=True)
     )
 
 

@@ -6,6 +6,7 @@ so that a resumed run neither skips nor repeats anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -58,8 +59,8 @@ def train(
         lifted: the step, on its devices.
         batches: from the batch number state.step on.
         steps: at which training ends, counted from the very first.
-        evaluate: global state -> scores, of models trained together one mapping a model; also
-            called at the end.
+        evaluate: global state -> scores, of models trained together one mapping a model, None for
+            one that has diverged; also called at the end.
         main_score: name of the score that chooses the best checkpoint; higher is better.
         checkpoints: where to save; an evaluation better than all before is always saved.
         logger: where to log; None prints lines.
@@ -119,8 +120,9 @@ def train(
         count = steps_per_call if lifted.can_scan else 1
         agree = AGREE_EVERY if jax.process_count() > 1 else 0
         due = (log_every, evaluate_every, checkpoint_every, agree)
-        if run.is_first or _until_due(step, steps, due) < count:
-            count = 1  # the first by itself, whose wait for the compiler is told
+        # Told by the step alone, so that a run that goes on takes the same calls.
+        if _until_due(step, steps, due) < count:
+            count = 1
         taken = [batch for _ in range(count) if (batch := run.next_batch(batches, stop))]
         if len(taken) < count:
             continue  # stopped while waiting for the data
@@ -148,18 +150,23 @@ def _until_due(step: int, steps: int, periods: Sequence[int]) -> int:
 
 
 def _merge(
-    scores: Sequence[Mapping[str, Any]], members: Sequence[str], shown: str
+    scores: Sequence[Mapping[str, Any] | None], members: Sequence[str], shown: str
 ) -> dict[str, Any]:
     """The mean over the models that have a score, and each model's own of the one `shown`."""
+    found = [{} if own is None else own for own in scores]
     merged: dict[str, Any] = {}
-    for name in dict.fromkeys(name for own in scores for name in own):
-        values = [own[name] for own in scores if own.get(name) is not None]
+    for name in dict.fromkeys(name for own in found for name in own):
+        values = [own[name] for own in found if own.get(name) is not None]
         merged[name] = float(np.mean(values)) if values else None
-    own = zip(members, scores, strict=True)
-    return merged | {f"{shown}/{member}": found.get(shown) for member, found in own}
+    own = zip(members, found, strict=True)
+    merged |= {f"{shown}/{member}": mine.get(shown) for member, mine in own}
+    return merged | {"models": sum(mine.get(shown) is not None for mine in found)}
 
 
-def _main(scores: Mapping[str, Any], name: str) -> float | None:
+def _main(scores: Mapping[str, Any] | None, name: str) -> float | None:
+    """The main score; -inf of a model that has diverged, None where it is undefined."""
+    if scores is None:
+        return -math.inf
     if name not in scores:
         raise ValueError(f"main_score {name!r} is not among the scores {', '.join(scores)}")
     return None if scores[name] is None else float(scores[name])

@@ -35,11 +35,12 @@ def divides(every: int, step: int) -> bool:
 
 
 def _merge_steps(metrics: Mapping[str, Any], members: Sequence[str]) -> dict[str, float]:
-    """The mean over the models that have not diverged, and each model's own loss."""
+    """The mean over the models that have not diverged, how many these are, and each one's loss."""
     merged = {}
     for name, values in metrics.items():
         finite = values[np.isfinite(values)]
         merged[name] = float(finite.mean()) if finite.size else math.nan
+    merged["models"] = int(np.isfinite(metrics["loss"]).sum())
     own = zip(members, metrics["loss"], strict=True)
     return merged | {f"loss/{member}": float(value) for member, value in own}
 
@@ -70,11 +71,6 @@ class Progress:
         self._batch_size = 0
         self._paused: float | None = None
         self._reset_clock()
-
-    @property
-    def is_first(self) -> bool:
-        """Whether no step has run yet."""
-        return not self._compiled
 
     def next_batch(self, batches: Iterator[Any], stop: StopSignal | None) -> Any:
         """The next batch; None where loading ended because of the signal to stop."""

@@ -136,6 +136,30 @@ class Lifted:
         self._compiled = jax.jit(step, donate_argnums=0, out_shardings=out)
         self._compiled_steps = jax.jit(steps, donate_argnums=0, out_shardings=out)
 
+    def step_bytes(self, abstract: TrainState, batch: Mapping[str, Any]) -> int:
+        """Memory that a step takes on each device, as the compiler of this device says.
+
+        Compiled programs are kept, so that training need not compile this one again.
+
+        Args:
+            abstract: of the global state.
+            batch: shapes and types of the global batch.
+        """
+        assert self.mode == "jit", "programs of pmap are compiled for its own copies"
+        placed = {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._split)
+            for name, x in batch.items()
+        }
+        program = self._compiled.lower(self.template(abstract), placed, *self._held).compile()
+        told = program.memory_analysis()
+        assert told is not None, "every backend of jax says what a program needs"
+        return (
+            told.argument_size_in_bytes
+            + told.output_size_in_bytes
+            - told.alias_size_in_bytes
+            + told.temp_size_in_bytes
+        )
+
     def init(self, make_state: Callable[..., TrainState], *args: Any) -> TrainState:
         """`make_state(*args)`, placed; under jit, sharded parameters are born sharded."""
         state = jax.jit(make_state, out_shardings=self.shardings)(*args)
@@ -260,8 +284,10 @@ def with_held(
     if held is None:
         return step, ()
 
+    cut = held.cut  # not the arrays of the host, which would be kept as long as the step
+
     def cutting(state: TrainState, choice: Batch, arrays: Any, **options: Any) -> Any:
-        return step(state, held.cut(arrays, choice), **options)
+        return step(state, cut(arrays, choice), **options)
 
     placed = jax.device_put({k: np.asarray(v) for k, v in held.arrays.items()}, replicated(mesh))
     return cutting, (placed,)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -92,3 +94,18 @@ def utilization(flops: float, seconds: float, *, device: Any = None, devices: in
     """
     peak = peak_flops(jax.devices()[0] if device is None else device)
     return flops / (seconds * peak * devices) if peak and seconds > 0 else float("nan")
+
+
+def device_bytes() -> int:
+    """Memory of a local device; of the CPU, what the machine or its container has, shared out."""
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit", 0)
+    if limit:
+        return limit
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroups, second and first version
+        try:
+            total = min(total, int(Path("/sys/fs/cgroup", name).read_text(encoding="ascii")))
+        except (OSError, ValueError):  # none, or "max"
+            continue
+    return total // len(jax.local_devices())

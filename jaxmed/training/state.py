@@ -28,7 +28,9 @@ class TrainState(flax.struct.PyTreeNode):
             int32, when it was reached; "bad_evaluations" () int32, evaluations since;
             "evaluated" () int32, the last evaluated step (-1 before the first). Of models trained
             together also "variables", those that reached the score, since they reach it at
-            different steps.
+            different steps (or where there is no score yet, the last finite ones, and their
+            step), and "diverged" () int32, the evaluated step at which there was nothing to
+            evaluate any more, or 0.
         key: () typed PRNG key; it stays the same, steps fold their number in.
 
     In the state of models trained together all but `step` have a leading axis, one entry a model.
@@ -69,7 +71,10 @@ def init_state(
     traced = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
     # Copies: one buffer must not be donated twice.
     variables = {"params": params, **model_state}
-    best = {"variables": jax.tree.map(jnp.copy, variables)} if keep_best else {}
+    best: dict[str, Any] = {}
+    if keep_best:
+        copies = jax.tree.map(jnp.copy, variables)
+        best = {"variables": copies, "diverged": jnp.zeros((), jnp.int32)}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -132,7 +137,8 @@ def best_after(
     Args:
         best: of a state, on the host.
         score: main score, higher is better, or one a model; None or NaN (undefined) is no
-            improvement.
+            improvement, but better than nothing for one of several models; -inf is of a model that
+            has diverged.
         step: at which it was measured.
         early_stopping: a model that is exhausted stays so, as if it had been trained by itself.
     """
@@ -141,8 +147,15 @@ def best_after(
     over = is_exhausted(best, early_stopping=early_stopping)
     improved = np.asarray((now > best["score"]) & ~over)
     bad = np.where(improved, 0, best["bad_evaluations"] + 1)
+    score_now = np.where(improved, now, best["score"]).astype(np.float32)
+    more: dict[str, np.ndarray] = {}
+    if "diverged" in best:
+        is_new = np.isneginf(now) & (best["diverged"] == 0)
+        more["diverged"] = np.where(is_new, step, best["diverged"]).astype(np.int32)
+        improved = improved | (np.isnan(now) & np.isneginf(best["score"]) & ~over)
     return {
-        "score": np.where(improved, now, best["score"]).astype(np.float32),
+        **more,
+        "score": score_now,
         "step": np.where(improved, step, best["step"]).astype(np.int32),
         "bad_evaluations": bad.astype(np.int32),
         "evaluated": np.full_like(best["evaluated"], step),

@@ -144,7 +144,7 @@ class LiftedTogether(Lifted):
         own = NamedSharding(mesh, PartitionSpec(MEMBER_AXIS))
         self._own = own
         self.can_scan = True
-        self._batch = NamedSharding(mesh, PartitionSpec(None, AXIS))
+        self._split = NamedSharding(mesh, PartitionSpec(None, AXIS))
         self._stacked = NamedSharding(mesh, PartitionSpec(None, None, AXIS))
         self.shardings = _members_axes(own, replicated(mesh))
         data = mesh.shape[AXIS]
@@ -185,7 +185,7 @@ class LiftedTogether(Lifted):
     def place_batch(self, batch: Mapping[str, Any]) -> Batch:
         """A batch (streams, size, ...) on the devices."""
         check_batch_size(next(iter(batch.values())).shape[1], self.mesh)
-        return {name: jax.device_put(np.asarray(x), self._batch) for name, x in batch.items()}
+        return {name: jax.device_put(np.asarray(x), self._split) for name, x in batch.items()}
 
     def count_images(self, batch: Mapping[str, Any]) -> int:
         """Examples that a step learns from, over all models."""

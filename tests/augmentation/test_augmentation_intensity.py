@@ -1,8 +1,11 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.stats
 
 from jaxmed.augmentation import (
     bias_field,
@@ -16,6 +19,7 @@ from jaxmed.augmentation import (
     low_resolution,
     ringing,
 )
+from jaxmed.augmentation.intensity import quick_normal
 from jaxmed.types import UserError
 
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -148,3 +152,25 @@ def test_channels_are_drawn_together_unless_asked():
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="gamma power"):
         gamma(power=(0.0, 1.0))
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (64, 64, 64)])
+def test_quick_normal_numbers_are_normal_and_independent(shape):
+    drawn = np.asarray([quick_normal(jax.random.key(seed), shape) for seed in range(3)], np.float64)
+    count = drawn[0].size
+    error = 5 / np.sqrt(count)  # five standard errors of a mean of unit variance
+    for noise in drawn:
+        assert abs(noise.mean()) < error
+        assert abs(noise.var() - 1) < 2 * error
+        assert abs((noise**3).mean()) < 4 * error
+        assert abs((noise**4).mean() - 2.97) < 10 * error
+        assert scipy.stats.kstest(noise.ravel(), "norm").statistic < 2 / np.sqrt(count) + 2e-3
+        for axis in range(noise.ndim):
+            for step in (1, 2, 8):
+                shifted = np.roll(noise, step, axis)
+                assert abs((noise * shifted).mean()) < error
+                assert abs((noise**2 * shifted**2).mean() - 1) < 4 * error
+    for one, other in itertools.combinations(drawn, 2):
+        assert abs((one * other).mean()) < error
+        assert (one == other).mean() < 1e-3
+    np.testing.assert_array_equal(drawn[0], quick_normal(jax.random.key(0), shape))

@@ -59,11 +59,11 @@ def take_steps(experiment, source, split, steps=3):
     """The state after some steps, and the losses."""
     prepared = Cached(source, transform=PrepareForTraining(experiment.prepare), max_bytes=2**30)
     rows = rows_of(split, "train")
-    held = hold_cases(experiment, prepared, rows)
-    lifted = experiment.lift(held)
+    held = hold_cases(experiment, prepared.__getitem__, rows)
+    lifted = experiment.lift(None if held is None else held.arrays)
     state, losses = experiment.fresh_state(lifted), []
-    rows = () if held is None else rows
-    with make_batches(experiment, prepared, split, start_step=0, held=rows) as batches:
+    cases = None if held is None else held.cases
+    with make_batches(experiment, prepared, split, start_step=0, held=cases) as batches:
         for _ in range(steps):
             state, metrics = lifted.step(state, lifted.place_batch(next(batches)))
             losses.append(lifted.fetch(metrics)["loss"])

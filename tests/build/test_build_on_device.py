@@ -30,7 +30,7 @@ def make_cases(shapes):
 def test_a_cut_on_the_device_is_the_cut_on_the_host():
     cases = make_cases([(5, 7), (9, 4), (12, 12), (6, 6)])
     view = TrainingView(patch=(6, 6), foreground=0.5, fill=-3.0)
-    held = hold_examples(cases, range(4), view, max_bytes=2**20)
+    held = hold_examples(cases.__getitem__, range(4), view, max_bytes=2**20).arrays
     assert held["image"].shape == (4, 12, 12, 1)
     choose = ChoiceOfView(view, {row: row for row in range(4)})
     extra = {"valid": np.float32(1)}
@@ -49,9 +49,14 @@ def test_a_cut_on_the_device_is_the_cut_on_the_host():
 def test_what_does_not_fit_is_not_held():
     cases = make_cases([(8, 8)] * 3)
     view = TrainingView(patch=(6, 6))
-    assert hold_examples(cases, range(3), view, max_bytes=3 * 8 * 8 * 4) is None
+    read = []
+    too_big = hold_examples(
+        lambda row: read.append(row) or cases[row], range(3), view, max_bytes=3 * 8 * 8 * 4
+    )
+    assert too_big is None
+    assert read == [0]
     mixed = [*cases[:2], {**cases[2], "image": np.zeros((8, 8, 1), np.uint8)}]
-    assert hold_examples(mixed, range(3), view, max_bytes=2**20) is None
+    assert hold_examples(mixed.__getitem__, range(3), view, max_bytes=2**20) is None
 
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
@@ -64,6 +69,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
         slow("detection", "jit"),
         slow("segmentation", "jit"),
         slow("segmentation", "together"),
+        slow("classification", "together"),
     ],
 )
 def test_held_equals_streamed(task, mode):
@@ -100,6 +106,27 @@ def test_several_steps_a_call_equal_single_ones(tmp_path):
         found.append(restore_variables(tmp_path / name / "checkpoints", step=20)[0])
     for other in found[1:]:
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), found[0], other)
+
+
+@pytest.mark.slow
+def test_resumed_with_several_steps_a_call_equals_uninterrupted(tmp_path):
+    settings = {
+        "training.steps_per_call": 4,
+        "training.log_every": 7,
+        "training.evaluate_every": 10,
+        "training.checkpoint_every": 10,
+        "optimizer.schedule": "constant",
+        "optimizer.warmup": 0.0,
+    }
+    for name, steps in (("straight", 20), ("stopped", 10), ("stopped", 20)):
+        train_run(
+            small_config("segmentation", **{**settings, "training.steps": steps}), tmp_path / name
+        )
+    straight, stopped = (
+        restore_variables(tmp_path / name / "checkpoints", step=20)[0]
+        for name in ("straight", "stopped")
+    )
+    jax.tree.map(np.testing.assert_array_equal, straight, stopped)
 
 
 def test_a_wrong_word_is_told(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small_runs import small_config
 
+from jaxmed.build import resolve as resolving
 from jaxmed.build.planning import PLAN_FILE, QUALITY_FILE, plan_run
 from jaxmed.build.runs import train_run
 from jaxmed.data.sources.phantom_files import write_phantoms
@@ -54,8 +55,11 @@ def test_what_is_broken_is_told_and_stops_the_plan(folder, capsys):
 def test_what_was_agreed_to_is_left_out(folder, capsys):
     images = sorted((folder / "data").rglob("images/**/*.png"))
     images[0].write_bytes(images[0].read_bytes()[:100])
-    kinds = ["broken case"]
-    assert not plan_run(config_of(folder), folder / "plan", leave_out=kinds)
+    assert not plan_run(config_of(folder), folder / "plan", leave_out=["outlying case"])
+    assert "no plan" in capsys.readouterr().out
+    kinds = ["broken case", "identical images"]  # of the second there is none
+    assert plan_run(config_of(folder), folder / "plan", leave_out=kinds)
+    assert (folder / "plan" / PLAN_FILE).exists()
     (folder / "plan/split.csv").rename(folder / "data/split.csv")
     if (folder / "data/manifest.csv").exists():
         (folder / "data/manifest.csv").unlink()
@@ -85,6 +89,50 @@ def test_what_the_headers_of_the_files_tell_is_in_the_table_and_in_json(tmp_path
     assert {"files slightly apart in space", "broken case"} <= {f["kind"] for f in found}
     (broken,) = [f for f in found if f["kind"] == "broken case"]
     assert "case4.nii.gz: mask holds labels 0 to 255" in " ".join(broken["cases"])
+
+
+def test_a_gray_image_among_colours_is_not_called_broken(folder, capsys):
+    images = sorted((folder / "data").rglob("images/**/*.png"))
+    for image in images[1:]:
+        iio.imwrite(
+            image, np.repeat(iio.imread(image)[..., None], 3, -1) // np.array([1, 2, 3], np.uint8)
+        )
+    # The first image says how many channels the set has.
+    assert not plan_run(config_of(folder), folder / "plan")
+    said = capsys.readouterr().out
+    assert "error: other number of channels" in said and "broken" not in said.split("no plan")[0]
+    assert plan_run(config_of(folder, **{"data.channels": 3}), folder / "plan")
+
+
+@pytest.mark.slow
+def test_a_plan_fits_the_memory_as_it_is_measured(folder, monkeypatch, capsys):
+    write_phantoms(folder / "images", layout="pairs", count=20, size=128)
+    path = {"data.path": str(folder / "images")}
+    config = config_of(folder, **path, **{"training.epochs": 3.0, "data.batch_size": 0})
+    plan_run(config, folder / "large")
+    large = json.loads((folder / "large" / PLAN_FILE).read_text())
+    said = capsys.readouterr().out
+    need = float(said.split("a step takes ")[1].split()[0])
+    monkeypatch.setattr(resolving, "device_bytes", lambda: int(need * 2**30))  # a share is used
+    plan_run(config, folder / "small")
+    small = json.loads((folder / "small" / PLAN_FILE).read_text())
+    assert small["data.batch_size"] < large["data.batch_size"]
+    monkeypatch.setattr(resolving, "device_bytes", lambda: 2**20)
+    with pytest.raises(UserError, match="GiB even so"):
+        plan_run(config, folder / "tiny")
+    said = capsys.readouterr().out
+    assert said.count("a step takes") >= 4  # smaller batches, then a smaller patch
+
+
+@pytest.mark.slow
+def test_the_report_of_a_run_tells_what_was_found(folder):
+    images = sorted((folder / "data").rglob("images/**/*.png"))
+    iio.imwrite(images[1], iio.imread(images[0]))
+    config = config_of(folder, **{"training.steps": 2})
+    plan_run(config, folder / "run")
+    train_run(config, folder / "run")
+    page = (folder / "run/report.html").read_text()
+    assert "<h2>Data</h2>" in page and "identical images" in page
 
 
 def test_a_wrong_path_is_told(folder):

@@ -239,3 +239,17 @@ def test_scripts_start_with_huge_pages_and_keep_what_they_compiled(tmp_path):
 def test_mistyped_processes(given, expected):
     with pytest.raises(UserError, match=expected):
         launch.check(**{"coordinator": "", "processes": 0, "process": -1, **given})
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="files have no owner here")
+def test_compiled_programs_that_others_could_change_are_not_run(tmp_path):
+    folder = tmp_path / "shared" / "compiled"
+    folder.mkdir(parents=True, mode=0o700)
+    assert launch._is_private(folder)
+    folder.chmod(0o770)
+    assert not launch._is_private(folder)
+    folder.chmod(0o700)
+    folder.parent.chmod(0o777)
+    assert not launch._is_private(folder)
+    folder.parent.chmod(0o1777)  # as /tmp: what is there belongs to its owner
+    assert launch._is_private(folder)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxmed.data.examination import SEVERITIES, alike, examine, look_at
+from jaxmed.data.examination import CURABLE, SEVERITIES, alike, examine, look_at
 from jaxmed.data.sources.phantoms import Phantoms
 from jaxmed.types import UserError
 
@@ -69,24 +69,36 @@ def test_identical_and_similar_images_are_found_with_where_they_are():
     labels = [int(source[row]["label"]) for row in range(60)]
     other = next(row for row in range(13, 30) if labels[row] != labels[7])
     changes = {
-        31: {"image": source[5]["image"]},  # in train and val
+        31: {"image": source[5]["image"], "label": source[5]["label"]},  # in train and val
+        32: {"image": source[6]["image"], "label": np.int32(1 - labels[6])},  # and another label
         9: {"image": similar},
         other: {"image": source[7]["image"]},
         12: {"image": source[11]["image"], "label": source[11]["label"]},
     }
-    ids = source.ids
-    found = kinds(Changed(source, changes, labels=labels))
-    assert found["identical images in several parts"] == (
-        "error",
-        (f"{ids[5]} = {ids[31]} (train, val)",),
-    )
+    ids, names = source.ids, source.info.class_names
+    labels[31], labels[32], labels[12] = labels[5], 1 - labels[6], labels[11]
+    changed = Changed(source, changes, labels=labels)
+    found = kinds(changed)
+
+    def told(*rows):
+        return " = ".join(
+            f"{ids[row]} ({'train' if row in SPLIT['train'] else 'val'} {names[labels[row]]})"
+            for row in rows
+        )
+
+    assert found["identical images in several parts"] == ("error", (told(5, 31), told(6, 32)))
     near = [
         case for kind, (_, cases) in found.items() if kind.startswith("nearly") for case in cases
     ]
-    assert near == [f"{ids[8]} = {ids[9]}"]
+    assert near == [told(8, 9)]
     different = found["identical images with different labels"]
-    assert different == ("error", (f"{ids[7]} = {ids[other]}",))
-    assert found["identical images"] == ("warning", (f"{ids[11]} = {ids[12]}",))
+    assert different == ("error", (told(6, 32), told(7, other)))
+    assert found["identical images"] == ("warning", (told(11, 12),))
+    findings = {f.kind: f.leave_out for f in examine(changed, SPLIT)}
+    assert findings["identical images in several parts"] == (5, 6)  # what is tested on stays
+    assert findings["identical images with different labels"] == (6, 7, other, 32)
+    assert findings["identical images"] == (12,)
+    assert all(kind in CURABLE for kind, rows in findings.items() if rows)
 
 
 def test_boxes_marked_twice_and_missing_classes():

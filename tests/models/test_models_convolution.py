@@ -279,6 +279,16 @@ def test_bfloat16_products_are_close():
     np.testing.assert_allclose(half, full, atol=0.05 * float(jnp.abs(full).max()))
 
 
+def test_a_block_leaves_bfloat16_as_it_is_unless_told():
+    # Traced only: the geometry says what the product is to be, whatever the CPU can do.
+    with use_onednn(bfloat16=True):
+        told = str(jax.make_jaxpr(lambda x, k: convolution(x, k))(X, W))
+        with use_onednn():
+            assert str(jax.make_jaxpr(lambda x, k: convolution(x, k))(X, W)) == told
+        with use_onednn(bfloat16=False):
+            assert str(jax.make_jaxpr(lambda x, k: convolution(x, k))(X, W)) != told
+
+
 @pytest.mark.parametrize("strides", [1, 2])
 def test_bfloat16_rounds_operands_and_nothing_else(strides):
     x, kernel = normal(0, 2, 16, 16, 16), normal(1, 3, 3, 16, 32)

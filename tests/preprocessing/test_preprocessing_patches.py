@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxmed.preprocessing.patches import foreground_positions, pad_boxes, random_patch
+from jaxmed.preprocessing.patches import find_foreground, pad_boxes, random_patch
 from jaxmed.types import UserError
 
 
@@ -42,9 +42,13 @@ def test_rare_classes_are_seen_as_often_as_common_ones(precomputed):
     example = make_example(60, 60)
     if precomputed:
         rng = np.random.default_rng(1)
-        positions = foreground_positions(example["mask"], rng=rng, per_class=50)
+        found = find_foreground(example["mask"], rng=rng, per_class=50)
+        positions = found["foreground"]
+        np.testing.assert_array_equal(
+            found["foreground_number"], example["mask"][tuple(positions.T)]
+        )
         assert positions.shape == (51, 2)
-        example["foreground"] = positions
+        example |= found
     rng = np.random.default_rng(0)
     patches = [random_patch(example, shape=(6, 6), rng=rng, foreground=1.0) for _ in range(200)]
     assert all((p["mask"] > 0).any() for p in patches)
