@@ -1,6 +1,7 @@
 """Predict new images.
 
-`python experiments/predict.py --workdir=DIR --output=DIR [--overlay] IMAGE_OR_FOLDER...`
+`python experiments/predict.py --workdir=DIR --output=DIR [--overlay] [--probabilities] IMAGE...`,
+where folders may stand for the images or DICOM series in them.
 """
 
 from absl import flags
@@ -9,6 +10,9 @@ from jaxmed.build import cli
 
 CONFIG = cli.define_workdir_config()
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the predictions.")
+PROBABILITIES = flags.DEFINE_boolean(
+    "probabilities", False, "Of a segmentation, also write the probabilities of the classes."
+)
 OVERLAY = flags.DEFINE_boolean("overlay", False, "Also write pictures to look at.")
 
 
@@ -20,6 +24,7 @@ def main(positional: list[str]) -> None:
         positional,
         output=OUTPUT.value,
         overlay=OVERLAY.value,
+        probabilities=PROBABILITIES.value,
         config=cli.workdir_config(),
     )
 

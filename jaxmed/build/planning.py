@@ -24,6 +24,7 @@ from jaxmed.data.examination import (
     Finding,
     examine,
 )
+from jaxmed.data.file_examination import examine_files
 from jaxmed.data.sources.findings import DataError, some
 from jaxmed.data.splits import split_cases
 from jaxmed.preprocessing.plan import REASONS
@@ -70,6 +71,7 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
     print(f"{source.info.name}: {count_of(len(source), 'case')} ({sizes})")
     findings += [Finding("note", "data", "", (note,)) for note in [*source.notes, *notes]]
     findings += examine(source, split, progress=show_progress("read", len(source)))
+    findings += examine_files(source, range(len(source)))
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     print_findings(findings)
     write_json(output / QUALITY_FILE, [_described(finding, source) for finding in findings])

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from jaxmed.build.trained import TrainedRun, check_image, load_run
 from jaxmed.build.workdir import make_folder
 from jaxmed.data.formats.dicom_seg import check_available
-from jaxmed.data.images import Image, image_stem, list_images, read_image
+from jaxmed.data.images import Image, image_stem, list_images, read_image, write_image
 from jaxmed.data.sources.base import make_example
 from jaxmed.data.sources.findings import some
 from jaxmed.evaluation.pictures import draw_overlay
@@ -29,6 +29,7 @@ def predict_run(
     *,
     output: str | Path,
     overlay: bool = False,
+    probabilities: bool = False,
     config: ConfigDict | None = None,
 ) -> None:
     """Predict files and folders, and write what the task gives to `output`.
@@ -38,6 +39,8 @@ def predict_run(
         inputs: image files, DICOM series folders, or folders of images.
         output: folder; a mask has the name that its image has below the folder given.
         overlay: also write pictures to look at, to `output`/overlays.
+        probabilities: of a segmentation, also write the probability of every class at every voxel,
+            to `output`/probabilities.
         config: the run's, with overrides.
 
     A file that cannot be read or predicted stops nothing: it is named at once, and all of them
@@ -49,6 +52,10 @@ def predict_run(
     """
     files = find_inputs(inputs)
     run = load_run(workdir, config)
+    if probabilities and run.info.task != "segmentation":
+        raise UserError(
+            f"--probabilities is for segmentations; those of a {run.info.task} are always written"
+        )
     output = Path(output)
     make_folder(output)
     writer = _make_writer(output, run)
@@ -81,6 +88,9 @@ def predict_run(
             name, image = files[index][0], images.pop(index)
             prediction = run.experiment.task.restore(raw, example)
             try:
+                if probabilities:
+                    classes = run.experiment.task.restore_probabilities(raw, example)
+                    write_image(output / "probabilities" / name, classes, image)
                 print(f"{name}: {writer.add(index, name, image, prediction)}")
             except UserError as error:
                 failed(error)

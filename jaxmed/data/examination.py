@@ -29,6 +29,7 @@ CURABLE = (
     BROKEN,
     OTHER_CHANNELS,
     "image of one value",
+    "saturated image",
     *(f"{same}{where}" for same in SAME for where in ("", f" {IN_PARTS}", f" {IN_LABELS}")),
     "outlying case",
 )
@@ -46,6 +47,10 @@ LEAST_SPREAD = 0.1
 """Of the logarithm of a number: below a factor of 2.2 nothing is outlying."""
 FEW = 0.02
 """Share of the cases up to which these are outlying; more of them are how the set is."""
+FEWEST_VALUES = 16
+"""Different values of an image that is taken for a photograph or scan."""
+SATURATED = 0.05
+"""Share of values at an image's maximum from which its bright parts are cut off."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Look:
     numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
     classes: frozenset[int] = frozenset()
     doubled: tuple[tuple[int, int], ...] = ()
+    at_top: float = 0.0
 
 
 def examine(
@@ -110,6 +116,7 @@ def examine(
         *_classes(source, looks, split),
         *_doubled_boxes(source, looks),
         *_constant(source, looks),
+        *_saturated(source, looks),
         *_outlying(source, looks),
     ]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
@@ -155,12 +162,16 @@ def look_at(example: Example) -> Look:
         on = np.flatnonzero(label) if label.ndim else label[None]
         classes = frozenset(int(c) for c in on)
     digest = hashlib.sha256(content).hexdigest()
+    # Of an image of few values, such as a drawing, none is a limit that was hit.
+    few = np.unique(flat[:: max(1, len(flat) // 1024)]).size < FEWEST_VALUES
+    at_top = 0.0 if few else float((flat == high).mean())
     return Look(
         digest=digest,
         thumbnail=_thumbnail(image),
         numbers=numbers,
         classes=classes,
         doubled=tuple(doubled),
+        at_top=at_top,
     )
 
 
@@ -339,6 +350,16 @@ def _constant(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:
     if rows:
         cases = tuple(source.ids[row] for row in rows)
         yield Finding("error", "image of one value", "leave them out: nothing shows", cases, rows)
+
+
+def _saturated(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:
+    rows = [row for row, look in looks.items() if look.at_top > SATURATED]
+    if rows:
+        cases = tuple(f"{source.ids[row]}: {looks[row].at_top:.0%} of its values" for row in rows)
+        # A white background, as of stained tissue, is so in all of a set.
+        severity = "note" if len(rows) > len(looks) / 2 else "warning"
+        advice = "make sure that nothing is lost where the images are brightest"
+        yield Finding(severity, "saturated image", advice, cases, tuple(rows))
 
 
 def _outlying(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:

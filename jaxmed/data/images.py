@@ -8,99 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import MAX_VOXELS, Image
+from jaxmed.data.formats.grid import Grid
+from jaxmed.data.formats.registry import FORMATS, KINDS, format_of, module_of, suffix_of
 from jaxmed.types import UserError
 
 __all__ = [
     "MAX_VOXELS",
     "Image",
+    "image_grid",
     "image_shape",
     "image_stem",
     "is_image",
     "list_images",
     "patient_digest",
+    "privacy",
     "read_image",
+    "write_image",
     "write_mask",
 ]
-
-_FORMATS = {
-    ".ome.tiff": "tiff",
-    ".ome.tif": "tiff",
-    ".nii.gz": "nifti",
-    ".nii": "nifti",
-    ".nrrd": "itk",
-    ".nhdr": "itk",
-    ".mha": "itk",
-    ".mhd": "itk",
-    ".png": "picture",
-    ".jpeg": "picture",
-    ".jpg": "picture",
-    ".bmp": "picture",
-    ".tiff": "tiff",
-    ".tif": "tiff",
-    ".dicom": "dicom",
-    ".dcm": "dicom",
-    ".npy": "npy",
-}
-"""Longest suffix first, so that the first match is the right one."""
-
-_KINDS = {"png": "picture", "jpeg": "picture", "bmp": "picture", "nrrd": "itk", "metaimage": "itk"}
-
-
-def _suffix(path: Path) -> str:
-    name = path.name.lower()
-    return next((end for end in _FORMATS if name.endswith(end) and name != end), "")
-
-
-def _module(name: str) -> ModuleType:
-    """The module of a format, imported when it is first needed: the libraries are heavy."""
-    if name == "nifti":
-        from jaxmed.data.formats import nifti
-
-        return nifti
-    if name == "itk":
-        from jaxmed.data.formats import itk
-
-        return itk
-    if name == "picture":
-        from jaxmed.data.formats import picture
-
-        return picture
-    if name == "tiff":
-        from jaxmed.data.formats import tiff
-
-        return tiff
-    if name == "npy":
-        from jaxmed.data.formats import npy
-
-        return npy
-    from jaxmed.data.formats import dicom
-
-    return dicom
-
-
-def _format_of(path: Path) -> str:
-    if not path.exists():
-        raise UserError(f"{path}: no such file; check the path")
-    if path.is_dir():
-        return "dicom"
-    name = _FORMATS.get(_suffix(path))
-    if name is None and common.starts_as_dicom(path):
-        return "dicom"
-    if name is None:
-        raise UserError(
-            f"{path}: format not known; expected one of {' '.join(sorted(_FORMATS))}, or DICOM"
-        )
-    return name
 
 
 def read_image(
@@ -113,7 +49,8 @@ def read_image(
     """Read an image file, or a folder that holds one DICOM series.
 
     Args:
-        path: PNG, JPEG, BMP, TIFF, NIfTI, NRRD, MetaImage, DICOM or `.npy`.
+        path: PNG, JPEG, BMP, TIFF, NIfTI, NRRD, MetaImage, DICOM, `.npy`, or `.npz` that holds
+            one array or one called `image`.
         channels: convert to this many; 1 from colours (luminance) or 3 from gray.
         indices: of a picture with a palette, give the numbers (of a label mask), not the colours.
         max_voxels: largest number of values accepted, checked before memory is taken.
@@ -125,9 +62,9 @@ def read_image(
         UserError: the file is missing, damaged, cut short, too big or of an unknown format.
     """
     path = Path(path)
-    name = _format_of(path)
+    name = format_of(path)
     with common.reading(path, private=name == "dicom"):
-        image: Image = _module(name).read(path, max_voxels=max_voxels, indices=indices)
+        image: Image = module_of(name).read(path, max_voxels=max_voxels, indices=indices)
         if not image.array.flags.writeable:
             image = dataclasses.replace(image, array=image.array.copy())
     return image if channels is None else _with_channels(image, channels)
@@ -163,7 +100,7 @@ def write_mask(
     Args:
         path: where to; a known suffix is replaced by, and a missing one completed to, that of the
             format: NIfTI, NRRD, MetaImage, TIFF and `.npy` stay, PNG, JPEG and BMP become PNG,
-            DICOM becomes DICOM SEG.
+            DICOM becomes DICOM SEG, `.npz` becomes `.npy`.
         mask: (*spatial) whole numbers from 0, on the grid of `like.array`.
         like: the image as read; its file must still be there, for its header is copied.
         names: of the numbers from 0, for formats that can hold them (DICOM SEG).
@@ -181,18 +118,54 @@ def write_mask(
             "on the grid of the image first"
         )
     mask = mask.astype(np.uint8) if mask.dtype == bool else mask
-    module = _module(_KINDS.get(like.kind, like.kind))
-    name = path.name[: len(path.name) - len(_suffix(path))] + module.mask_suffix(like)
+    module = module_of(KINDS.get(like.kind, like.kind))
+    write = functools.partial(module.write_mask, mask=mask, like=like, names=names)
+    return _write(path, like, module.mask_suffix(like), write)
+
+
+def write_image(path: str | os.PathLike[str], array: np.ndarray, like: Image) -> Path:
+    """Write numbers, such as probabilities, in the geometry of the image they belong to.
+
+    Args:
+        path: where to; a known suffix is replaced by, and a missing one completed to, that of the
+            format: NIfTI, NRRD, MetaImage and `.npy` stay, PNG, JPEG, BMP and TIFF become TIFF;
+            DICOM becomes NIfTI (its axes in RAS order), or TIFF where it is one picture.
+        array: (*spatial, channels), stored as float32, on the grid of `like.array`.
+        like: the image as read; its file must still be there, for its header is copied.
+
+    Returns:
+        The path written.
+
+    Raises:
+        UserError: the array does not fit the image, or would replace it.
+    """
+    array, path = np.asarray(array, np.float32), Path(path)
+    if array.shape[:-1] != like.array.shape[:-1]:
+        raise UserError(
+            f"{path}: array has shape {array.shape}, its image {like.array.shape}; put it back "
+            "on the grid of the image first"
+        )
+    kind = KINDS.get(like.kind, like.kind)
+    if kind == "dicom":
+        kind = "nifti" if like.affine is not None else "tiff"
+    module = module_of("tiff" if kind == "picture" else kind)
+    write = functools.partial(module.write_image, array=array, like=like)
+    return _write(path, like, module.mask_suffix(like), write)
+
+
+def _write(path: Path, like: Image, suffix: str, write: Callable[[Path], None]) -> Path:
+    """Write whole or not at all, never in place of the image itself; returns where."""
+    name = path.name[: len(path.name) - len(suffix_of(path))] + suffix
     path = path.with_name(name)
     sources = like.path.iterdir() if like.path.is_dir() else [like.path]
     if path.exists() and any(path.samefile(source) for source in sources):
         raise UserError(f"{path}: is the image itself; write the mask to another folder or name")
-    # Whole or not at all: a hidden name in the same folder, then one rename.
+    # A hidden name in the same folder, then one rename.
     part = path.with_name(f".{os.getpid()}.{name}")
     try:
         with common.reading(path, private=like.kind == "dicom", verb="written"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            module.write_mask(part, mask, like, names)
+            write(part)
             part.replace(path)
     finally:
         with contextlib.suppress(OSError):
@@ -200,12 +173,17 @@ def write_mask(
     return path
 
 
+def image_grid(path: str | os.PathLike[str]) -> Grid:
+    """Shape, spacing and affine that `read_image` would give, from the header alone."""
+    path = Path(path)
+    name = format_of(path)
+    with common.reading(path, private=name == "dicom"):
+        return module_of(name).grid(path)
+
+
 def image_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
     """The shape (*spatial, channels) that `read_image` would give, from the header alone."""
-    path = Path(path)
-    name = _format_of(path)
-    with common.reading(path, private=name == "dicom"):
-        return _module(name).shape(path)
+    return image_grid(path).shape
 
 
 def patient_digest(path: str | os.PathLike[str]) -> str:
@@ -225,6 +203,22 @@ def patient_digest(path: str | os.PathLike[str]) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:16] if name else ""
 
 
+def privacy(path: str | os.PathLike[str]) -> tuple[Counter[str], bool]:
+    """In how many files of a DICOM image each identifying tag is filled, and if it has a text.
+
+    Never the values. Nothing of other formats, which have no tags.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    path = Path(path)
+    if not path.is_dir() and not _is_dicom(path):
+        return Counter(), False
+    from jaxmed.data.formats import dicom, dicom_privacy
+
+    return dicom_privacy.privacy(dicom.files_of(path) if path.is_dir() else [path])
+
+
 def is_image(path: str | os.PathLike[str]) -> bool:
     """Whether a file is an image by its name or is DICOM, or a folder directly holds DICOM."""
     path = Path(path)
@@ -232,7 +226,7 @@ def is_image(path: str | os.PathLike[str]) -> bool:
         return False
     if path.is_dir():
         return any(_is_dicom(child) for child in path.iterdir() if child.is_file())
-    return path.is_file() and (bool(_suffix(path)) or common.starts_as_dicom(path))
+    return path.is_file() and (bool(suffix_of(path)) or common.starts_as_dicom(path))
 
 
 def image_stem(path: str | os.PathLike[str]) -> str:
@@ -242,12 +236,12 @@ def image_stem(path: str | os.PathLike[str]) -> str:
     ('a', 'a.b', '1.2.840')
     """
     path = Path(path)
-    return path.name[: len(path.name) - len(_suffix(path))]
+    return path.name[: len(path.name) - len(suffix_of(path))]
 
 
 def _is_dicom(path: Path) -> bool:
     """By its name, or where that says nothing, by how it begins."""
-    known = _FORMATS.get(_suffix(path))
+    known = FORMATS.get(suffix_of(path))
     return known == "dicom" or (known is None and common.starts_as_dicom(path))
 
 
@@ -268,7 +262,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files = sorted(Path(place) / name for name in names if not name.startswith("."))
-        named = [path for path in files if _FORMATS.get(_suffix(path), "dicom") != "dicom"]
+        named = [path for path in files if FORMATS.get(suffix_of(path), "dicom") != "dicom"]
         images += named + _dicom_images(Path(place), [p for p in files if _is_dicom(p)])
     return sorted(images)
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Int
 from jaxmed.losses import cross_entropy, dice_loss, dice_statistics, ignore_invalid, label_weights
 from jaxmed.metrics import instances, mean_scores
 from jaxmed.metrics.segmentation import score_masks
-from jaxmed.preprocessing.spatial import restore_mask
+from jaxmed.preprocessing.spatial import restore_mask, restore_probabilities
 from jaxmed.types import Batch, Example, Row
 
 INSTANCE_CLASSES = ("background", "inside", "border")
@@ -112,6 +112,15 @@ class Segmentation:
             predicted = separate_instances(predicted, smallest=self.smallest)
         return restore_mask(
             predicted,
+            scale=example["scale"],
+            offset=example["offset"],
+            shape=example["shape"].tolist(),
+        )
+
+    def restore_probabilities(self, prediction: Any, example: Example) -> np.ndarray:
+        """(*spatial, `output_classes`) float32 in the file's own grid."""
+        return restore_probabilities(
+            np.asarray(prediction),
             scale=example["scale"],
             offset=example["offset"],
             shape=example["shape"].tolist(),

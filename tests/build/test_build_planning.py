@@ -3,6 +3,7 @@
 import json
 
 import imageio.v3 as iio
+import nibabel
 import numpy as np
 import pytest
 from small_runs import small_config
@@ -66,6 +67,28 @@ def test_what_was_agreed_to_is_left_out(folder, capsys):
     assert plan_run(config_of(folder), folder / "again")
     with pytest.raises(UserError, match="'cats' is nothing to leave cases out for"):
         plan_run(config_of(folder), folder / "plan", leave_out=["cats"])
+
+
+def test_what_the_headers_of_the_files_tell_is_in_the_table_and_in_json(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        for name in ("images", "masks"):
+            (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+            affine = np.eye(4)
+            affine[0, 3] = 0.05 * (name == "masks" and i == 3)
+            values = rng.integers(0, 99, (8, 8, 8)).astype(np.int16)
+            values = (values > 50).astype(np.int16) if name == "masks" else values
+            values *= 1 + 254 * (name == "masks" and i == 4)  # 0 and 255 among masks of 0 and 1
+            volume = nibabel.Nifti1Image(values, affine)
+            nibabel.save(volume, tmp_path / "data" / name / f"case{i}.nii.gz")
+    (tmp_path / "data/classes.txt").write_text("background\ncell\n")
+    assert not plan_run(config_of(tmp_path), tmp_path / "plan")
+    said = capsys.readouterr().out
+    assert "warning: files slightly apart in space (1): case3: case3.nii.gz by 0.05 voxels" in said
+    found = json.loads((tmp_path / "plan" / QUALITY_FILE).read_text())
+    assert {"files slightly apart in space", "broken case"} <= {f["kind"] for f in found}
+    (broken,) = [f for f in found if f["kind"] == "broken case"]
+    assert "case4.nii.gz: mask holds labels 0 to 255" in " ".join(broken["cases"])
 
 
 def test_a_gray_image_among_colours_is_not_called_broken(folder, capsys):

@@ -199,7 +199,16 @@ def test_a_mask_of_an_oblique_volume_has_its_shape_and_affine(trained, tmp_path)
     predict_run(
         trained["volumes"], [str(tmp_path / "scan.nii.gz")], output=tmp_path / "out", overlay=True
     )
+    predict_run(
+        trained["volumes"],
+        [str(tmp_path / "scan.nii.gz")],
+        output=tmp_path / "out",
+        probabilities=True,
+    )
     mask = nib.load(tmp_path / "out/scan.nii.gz")
+    classes = nib.load(tmp_path / "out/probabilities/scan.nii.gz")
+    np.testing.assert_array_equal(classes.affine, mask.affine)
+    np.testing.assert_array_equal(np.argmax(classes.dataobj, -1), np.asarray(mask.dataobj))
     assert mask.shape == (37, 21, 18)
     np.testing.assert_array_equal(mask.affine, nib.load(tmp_path / "scan.nii.gz").affine)
     assert np.asarray(mask.dataobj).max() <= 2
@@ -208,6 +217,9 @@ def test_a_mask_of_an_oblique_volume_has_its_shape_and_affine(trained, tmp_path)
 @pytest.mark.slow
 def test_a_volume_is_refused_by_a_network_of_pictures(trained, tmp_path):
     nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.float32), np.eye(4)), tmp_path / "a.nii.gz")
+    with pytest.raises(UserError, match="--probabilities is for segmentations"):
+        inputs = [str(tmp_path / "a.nii.gz")]
+        predict_run(trained["detection"], inputs, output=tmp_path / "out", probabilities=True)
     with pytest.raises(UserError, match="3 dimensions"):
         predict_run(trained["segmentation"], [str(tmp_path / "a.nii.gz")], output=tmp_path / "out")
 

@@ -97,6 +97,8 @@ def write_all(folder):
         SimpleITK.WriteImage(image, str(folder / name), useCompression=name[0] in "hj")
     save_dicom(folder / "l.dcm", volume[0])
     np.save(folder / "m.npy", volume)
+    np.savez(folder / "n.npz", volume)
+    np.savez_compressed(folder / "o.npz", image=picture, other=volume)
     encodings = ("MR_small_RLE", "MR_small_jp2klossless", "MR_small_jpeg_ls_lossless")
     for name in (*encodings, "SC_rgb_jpeg"):
         source = pydicom.data.get_testdata_file(f"{name}.dcm", download=False)

@@ -320,3 +320,42 @@ def test_npy(tmp_path):
     np.save(tmp_path / "o.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(UserError, match="Python objects"):
         read_image(tmp_path / "o.npy")
+
+
+def test_npz_holds_one_array_or_one_called_image(tmp_path):
+    array, other = RNG.random((5, 7), np.float32), np.zeros((3, 3))
+    np.savez(tmp_path / "a.npz", array)
+    np.savez_compressed(tmp_path / "b.npz", scan=array)
+    np.savez_compressed(tmp_path / "c.npz", image=array, mask=other)
+    np.savez(tmp_path / "d.npz", array, second=other)
+    for path in sorted(tmp_path.iterdir()):
+        check(path, array[..., None])
+    np.savez(tmp_path / "two.npz", one=array, two=other)
+    with pytest.raises(UserError, match="holds the arrays one, two; expected one"):
+        read_image(tmp_path / "two.npz")
+    np.savez(tmp_path / "none.npz")
+    with pytest.raises(UserError, match="holds the arrays none"):
+        image_shape(tmp_path / "none.npz")
+    np.savez(tmp_path / "o.npz", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(UserError, match="Python objects"):
+        read_image(tmp_path / "o.npz")
+    image = read_image(tmp_path / "c.npz")
+    written = write_mask(tmp_path / "out" / "c.npz", image.array[..., 0] > 0.5, image)
+    assert written.name == "c.npy"
+    np.testing.assert_array_equal(np.load(written), array > 0.5)
+
+
+def test_arrays_with_more_behind_them_or_of_changed_names_are_refused(tmp_path):
+    array = np.arange(35, dtype=np.int16).reshape(5, 7)
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.save(file, array)
+        np.save(file, array)
+    np.savez(tmp_path / "b.npz", array)
+    raw = (tmp_path / "b.npz").read_bytes()
+    (tmp_path / "b.npz").write_bytes(raw.replace(b"(5, 7)", b"(5, 5)"))
+    np.savez(tmp_path / "c.npz", image=array, other=array)
+    raw = (tmp_path / "c.npz").read_bytes()
+    (tmp_path / "c.npz").write_bytes(raw.replace(b"image.npy", b"image.npz"))
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(UserError, match=path.name):
+            read_image(path)

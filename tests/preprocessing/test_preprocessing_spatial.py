@@ -11,6 +11,7 @@ from jaxmed.preprocessing.spatial import (
     resize,
     restore_boxes,
     restore_mask,
+    restore_probabilities,
     window,
 )
 from jaxmed.types import UserError
@@ -212,3 +213,14 @@ def test_real_volume_there_and_back(real_data):
         shape=mask.shape,
     )
     assert (back == mask).mean() > 0.999
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (0.5, 3.0), (1.7, -4.0)])
+def test_restored_probabilities_are_those_whose_largest_is_the_restored_mask(scale, offset):
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(3), (24, 20)).astype(np.float32)
+    grid = {"scale": np.full(2, scale), "offset": np.full(2, offset), "shape": (21, 30)}
+    restored = restore_probabilities(probabilities, **grid)
+    assert restored.shape == (21, 30, 3) and restored.dtype == np.float32
+    np.testing.assert_array_equal(restored.argmax(-1), restore_mask(probabilities, **grid))
+    np.testing.assert_allclose(restored.sum(-1), 1, atol=1e-5)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmed.data.formats.grid import Grid
 from jaxmed.types import UserError
 
 MAX_VOXELS = 2**31
@@ -49,6 +50,11 @@ class Image:
     orientation: Orientation | None
     path: Path
     notes: tuple[str, ...] = ()
+
+    @property
+    def grid(self) -> Grid:
+        """Where its voxels lie."""
+        return Grid(self.array.shape, self.spacing, self.affine)
 
 
 def starts_as_dicom(path: Path) -> bool:

@@ -18,13 +18,14 @@ import pydicom.pixels
 from jaxmed.data.formats import common
 from jaxmed.data.formats import dicom_geometry as geometry
 from jaxmed.data.formats.common import Image
+from jaxmed.data.formats.grid import Grid
 from jaxmed.types import UserError
 
 # What it logs may quote a patient's name; what matters ends in a UserError or a note.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 SUFFIXES = (".dcm", ".dicom")
-_NO_IMAGE = ("SEG", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "DOC", "ECG", "AU")
+_NO_IMAGE = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DOC", "ECG", "AU")
 _LISTING = ["SeriesInstanceUID", "Modality", "ImagePositionPatient", "Rows", "SOPClassUID"]
 
 
@@ -112,16 +113,19 @@ def _volume_shape(header: Any, frames: Sequence[geometry.Frame]) -> tuple[int, i
     return int(header.Columns), int(header.Rows), len(frames)
 
 
-def shape(path: Path) -> tuple[int, ...]:
-    """(rows, cols, channels) or (x, y, z, channels) from headers alone."""
+def grid(path: Path) -> Grid:
+    """Of (rows, cols, channels) or (x, y, z, channels), from headers alone."""
     headers = _headers(path)
     header = next(iter(headers.values()))
     if _is_picture(headers):
-        return (int(header.Rows), int(header.Columns), geometry.channels_of(header))
+        size = (int(header.Rows), int(header.Columns), geometry.channels_of(header))
+        return Grid(size, _picture_spacing(header)[0])
     frames, affine, _ = _volume(headers)
+    stored = _volume_shape(header, frames)
     orientation = common.orientation_of(affine, path)
-    spatial = common.ras_shape(_volume_shape(header, frames), orientation)
-    return (*spatial, geometry.channels_of(header))
+    affine, spacing = common.ras_affine(affine, orientation, stored)
+    spatial = common.ras_shape(stored, orientation)
+    return Grid((*spatial, geometry.channels_of(header)), spacing, affine)
 
 
 def _stored_range(header: Any) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import SimpleITK
 
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import Image
+from jaxmed.data.formats.grid import Grid
 from jaxmed.types import UserError
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -84,13 +85,16 @@ def _check_compressed(path: Path) -> None:
                 raise UserError(f"{path}: the file is cut short; copy or export it again")
 
 
-def shape(path: Path) -> tuple[int, ...]:
-    """(rows, cols, channels) or (x, y, z, channels) from the header alone."""
+def grid(path: Path) -> Grid:
+    """Of (rows, cols, channels) or (x, y, z, channels), from the header alone."""
     reader = _header(path)
     size, channels = tuple(reader.GetSize()), int(reader.GetNumberOfComponents())
     if len(size) == 2:
-        return (*size[::-1], channels)
-    return (*common.ras_shape(size, common.orientation_of(_affine(reader), path)), channels)
+        return Grid((*size[::-1], channels), np.array(reader.GetSpacing()[::-1], np.float32))
+    affine = _affine(reader)
+    orientation = common.orientation_of(affine, path)
+    affine, spacing = common.ras_affine(affine, orientation, size)
+    return Grid((*common.ras_shape(size, orientation), channels), spacing, affine)
 
 
 def read(path: Path, *, max_voxels: int, indices: bool) -> Image:
@@ -124,11 +128,20 @@ def mask_suffix(like: Image) -> str:
 def write_mask(path: Path, mask: np.ndarray, like: Image, names: Sequence[str]) -> None:
     """Write a mask with the origin, spacing and directions of `like`."""
     del names
+    _write(path, common.smallest_unsigned(mask)[..., None], like)
+
+
+def write_image(path: Path, array: np.ndarray, like: Image) -> None:
+    """Write float32 (*spatial, channels) with the origin, spacing and directions of `like`."""
+    _write(path, array, like)
+
+
+def _write(path: Path, values: np.ndarray, like: Image) -> None:
     reader = _header(like.path)
-    values = mask
     if like.orientation is not None:
-        values = common.from_ras(mask, like.orientation).transpose(2, 1, 0)
-    image = SimpleITK.GetImageFromArray(common.smallest_unsigned(values))
+        values = common.from_ras(values, like.orientation).transpose(2, 1, 0, 3)
+    is_vector = values.shape[-1] > 1
+    image = SimpleITK.GetImageFromArray(values if is_vector else values[..., 0], isVector=is_vector)
     image.SetOrigin(reader.GetOrigin())
     image.SetSpacing(reader.GetSpacing())
     image.SetDirection(reader.GetDirection())

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import Image
+from jaxmed.data.formats.grid import Grid
 from jaxmed.types import UserError
 
 _MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
@@ -62,13 +63,15 @@ def _image(stream: IOBase) -> Any:
     return (nibabel.Nifti2Image if is_second else nibabel.Nifti1Image).from_stream(stream)
 
 
-def shape(path: Path) -> tuple[int, ...]:
-    """(x, y, z, channels) from the header alone."""
+def grid(path: Path) -> Grid:
+    """Of (x, y, z, channels), from the header alone."""
     with _stream(path) as stream:
         image = _image(stream)
         spatial, channels = _spatial_and_channels(path, image.header)
-        orientation = common.orientation_of(_affine(image)[0], path)
-        return (*common.ras_shape(spatial, orientation), channels)
+        affine, _ = _affine(image)
+        orientation = common.orientation_of(affine, path)
+        affine, spacing = common.ras_affine(affine, orientation, spatial)
+        return Grid((*common.ras_shape(spatial, orientation), channels), spacing, affine)
 
 
 def _values(image: Any) -> np.ndarray:
@@ -109,17 +112,31 @@ def read(path: Path, *, max_voxels: int, indices: bool) -> Image:
 
 
 def mask_suffix(like: Image) -> str:
-    """As the image: compressed or not."""
-    return ".nii.gz" if like.path.suffix.lower() == ".gz" else ".nii"
+    """As the image: compressed or not; of another format compressed."""
+    is_plain = like.kind == "nifti" and like.path.suffix.lower() != ".gz"
+    return ".nii" if is_plain else ".nii.gz"
 
 
 def write_mask(path: Path, mask: np.ndarray, like: Image, names: Sequence[str]) -> None:
     """Write a mask with the header of `like`: sform, qform and their codes are kept bit for bit."""
     del names
+    assert like.orientation is not None
+    _write(path, common.smallest_unsigned(common.from_ras(mask, like.orientation)), like)
+
+
+def write_image(path: Path, array: np.ndarray, like: Image) -> None:
+    """Write float32 (x, y, z, channels) with the header of `like`, or if it is DICOM its affine."""
+    if like.kind != "nifti":
+        nibabel.Nifti1Image(array, like.affine).to_filename(path)
+        return
+    assert like.orientation is not None
+    _write(path, common.from_ras(array, like.orientation), like)
+
+
+def _write(path: Path, values: np.ndarray, like: Image) -> None:
+    """Write values in the order of the file `like`, whose header is kept but for its texts."""
     with _stream(like.path) as stream:
         original = _image(stream)
-    assert like.orientation is not None
-    values = common.smallest_unsigned(common.from_ras(mask, like.orientation))
     header = original.header.copy()
     header.extensions.clear()  # these and the texts below may hold a patient's name
     for field in ("descrip", "aux_file", "intent_name", "db_name", "data_type"):
@@ -129,7 +146,9 @@ def write_mask(path: Path, mask: np.ndarray, like: Image, names: Sequence[str]) 
     header["cal_min"] = header["cal_max"] = 0
     header["vox_offset"] = 0
     header.set_data_dtype(values.dtype)
-    spatial = header.get_data_shape()[:3]
-    header.set_data_shape(spatial)
+    shape = values.shape if values.ndim == 4 else header.get_data_shape()[:3]
+    header.set_data_shape(shape)
+    if len(shape) == 4:
+        header["pixdim"][4] = 1
     # No affine is handed over, so that nibabel has no reason to rewrite the header's.
-    type(original)(values.reshape(spatial), None, header).to_filename(path)
+    type(original)(values.reshape(shape), None, header).to_filename(path)

@@ -17,6 +17,7 @@ import PIL.ImageFile
 
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import Image
+from jaxmed.data.formats.grid import Grid
 from jaxmed.types import UserError
 
 _KINDS = {"PNG": "png", "JPEG": "jpeg", "MPO": "jpeg", "BMP": "bmp"}
@@ -50,10 +51,11 @@ def _open(path: Path) -> Any:
     return picture
 
 
-def shape(path: Path) -> tuple[int, ...]:
-    """(rows, cols, channels) from the header alone; opacity is no channel."""
+def grid(path: Path) -> Grid:
+    """Of (rows, cols, channels), from the header alone; opacity is no channel."""
     with _open(path) as picture:
-        return (picture.height, picture.width, _CHANNELS[picture.mode])
+        shape = (picture.height, picture.width, _CHANNELS[picture.mode])
+        return Grid(shape, np.ones(2, np.float32))
 
 
 def _deep_colour(path: Path) -> np.ndarray:

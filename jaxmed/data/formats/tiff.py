@@ -13,6 +13,7 @@ import tifffile
 
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import Image
+from jaxmed.data.formats.grid import Grid
 from jaxmed.types import UserError
 
 _MILLIMETRES = {"nm": 1e-6, "µm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "mm": 1.0}
@@ -65,14 +66,15 @@ def _stored_shape(path: Path, series: Any) -> tuple[int, ...]:
     return found if has_channels else (*found, 1)
 
 
-def shape(path: Path) -> tuple[int, ...]:
-    """(rows, cols, channels) or (x, y, z, channels) from the header alone."""
+def grid(path: Path) -> Grid:
+    """Of (rows, cols, channels) or (x, y, z, channels), from the header alone."""
     with tifffile.TiffFile(path) as tif:
         series = tif.series[0]
         *space, channels = _stored_shape(path, series)
         if _is_palette(series.keyframe):
             channels = 3
-        return (*space, channels - bool(_has_alpha(series.keyframe, channels)))
+        channels -= bool(_has_alpha(series.keyframe, channels))
+        return Grid((*space, channels), _spacing(tif, len(space)))
 
 
 def _check_whole(path: Path, series: Any) -> None:
@@ -160,14 +162,23 @@ def write_mask(path: Path, mask: np.ndarray, like: Image, names: Sequence[str]) 
     """Write a mask as compressed TIFF; a volume as pages (z, y, x)."""
     del names
     values = common.smallest_unsigned(mask)
-    if values.ndim == 3:
-        values = values.transpose(2, 1, 0)
-    size = like.spacing * 1000  # micrometres
-    axes = "ZYX" if values.ndim == 3 else "YX"
+    is_volume = values.ndim == 3
+    _write(path, values.T if is_volume else values, "ZYX" if is_volume else "YX", like.spacing)
+
+
+def write_image(path: Path, array: np.ndarray, like: Image) -> None:
+    """Write float32 as pages, one a channel; of a volume one a depth and channel."""
+    is_volume = array.ndim == 4
+    values = array.transpose(2, 3, 1, 0) if is_volume else array.transpose(2, 0, 1)
+    _write(path, values, "ZCYX" if is_volume else "CYX", like.spacing)
+
+
+def _write(path: Path, values: np.ndarray, axes: str, spacing: np.ndarray) -> None:
     metadata: dict[str, Any] = {"axes": axes}
-    if (like.spacing != 1).any():
-        for axis, length in zip("XYZ" if values.ndim == 3 else "YX", size, strict=True):
-            metadata |= {f"PhysicalSize{axis}": float(length), f"PhysicalSize{axis}Unit": "µm"}
+    if (spacing != 1).any():
+        for axis, length in zip("XYZ" if "Z" in axes else "YX", spacing, strict=True):
+            micrometres = float(length) * 1000
+            metadata |= {f"PhysicalSize{axis}": micrometres, f"PhysicalSize{axis}Unit": "µm"}
     tifffile.imwrite(
         path, values, photometric="minisblack", compression="zlib", metadata=metadata, ome=True
     )

@@ -11,9 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxmed.data.formats.grid import distance
 from jaxmed.data.images import Image, image_stem, patient_digest, read_image
 from jaxmed.data.sources.findings import PARTS
 from jaxmed.types import DatasetInfo, Example, Region, UserError, check_example, count_of
+
+FAR_APART = 0.1
+"""Of a voxel, from which an image and its mask are on different grids."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +80,7 @@ class FileSource:
         )
         labels = [case.label for case in cases]
         self.labels: Sequence[Any] | None = labels if labels and None not in labels else None
-        self._cases = tuple(cases)
+        self.cases = tuple(cases)
         self._channels = channels
         self._read_mask = read_mask
 
@@ -93,7 +97,7 @@ class FileSource:
         return content.hexdigest()
 
     def __len__(self) -> int:
-        return len(self._cases)
+        return len(self.cases)
 
     def __getitem__(self, index: int) -> Example:
         return self.read(index)
@@ -106,7 +110,7 @@ class FileSource:
             IndexError: if there is no such row.
         """
         row = row_number(index, len(self))
-        case = self._cases[row]
+        case = self.cases[row]
         image = read_channels(case.images, channels=self._channels)
         example = make_example(image.array, index=row, spacing=image.spacing)
         if case.label is not None:
@@ -203,7 +207,7 @@ def first_shape(
 def check_same_grid(path: Path, image: Image, other_path: Path, other: Image) -> None:
     """Raise a UserError that names both files unless the images have one shape and one geometry.
 
-    Geometries are compared where both files state one, to a thousandth of a voxel.
+    Geometries are compared where both files state one, to `FAR_APART` of a voxel.
     """
     shape, other_shape = image.array.shape[:-1], other.array.shape[:-1]
     if shape != other_shape:
@@ -211,13 +215,11 @@ def check_same_grid(path: Path, image: Image, other_path: Path, other: Image) ->
             f"{path} has shape {shape} and {other_path} has {other_shape}; "
             "they must be on the same grid: resample one to the other"
         )
-    if image.affine is None or other.affine is None:
-        return
-    difference = float(np.abs(image.affine - other.affine).max())
-    if difference > 1e-3 * float(np.min(other.spacing)):
+    voxels, words = distance(image.grid, other.grid)
+    if voxels > FAR_APART:
         raise UserError(
-            f"{path} and {other_path} have one shape but affines that differ by up to "
-            f"{difference:.4g} mm; resample one to the other, or mend its header"
+            f"{path} and {other_path} have one shape but lie up to {voxels:.4g} voxels apart "
+            f"({words}); resample one to the other, or mend its header"
         )
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmed.data.images import image_shape, image_stem, list_images
+from jaxmed.data.formats.grid import Grid, distance
+from jaxmed.data.images import image_grid, image_stem, list_images
 from jaxmed.data.manifest import Entry, read_entries, safe_path
-from jaxmed.data.sources.base import Case, FileSource, first_shape
+from jaxmed.data.sources.base import FAR_APART, Case, FileSource, first_shape
 from jaxmed.data.sources.findings import Findings, one_a_key
 from jaxmed.data.sources.layouts import open_folder, wrong_layout
 from jaxmed.data.sources.masks import MaskReader, json_classes, read_json
@@ -149,23 +150,34 @@ def _listed_cases(
 def _fits(case: Case, channels: int, findings: Findings) -> bool:
     """Whether the headers of a case state the channels and one grid; if not, `findings` says so."""
     try:
-        shapes = [image_shape(path) for path in case.images]
-        mask = image_shape(case.mask)[:-1] if case.mask is not None else shapes[0][:-1]
+        images = [image_grid(path) for path in case.images]
+        beside = [*case.images[1:], *([case.mask] if case.mask is not None else [])]
+        others = {path: image_grid(path) for path in beside}
     except UserError as error:
         findings.invalid.append(str(error))
         return False
-    found = sum(shape[-1] for shape in shapes)
+    found = sum(grid.shape[-1] for grid in images)
     if found != channels:
         findings.invalid.append(
             f"{case.id}: has {found} channels, dataset.json names {channels} of them"
         )
-    grids = sorted({shape[:-1] for shape in shapes} | {mask})
-    if len(grids) > 1:
-        findings.invalid.append(
-            f"{case.id}: image has shape {shapes[0][:-1]}, another file of it "
-            f"{next(grid for grid in [mask, *grids] if grid != shapes[0][:-1])}"
-        )
-    return found == channels and len(grids) == 1
+    unlike = [
+        f"{case.id}: {case.images[0].parent.name}/{case.images[0].name} and "
+        f"{path.parent.name}/{path.name} {words}"
+        for path, other in others.items()
+        if (words := _unlike(images[0], other))
+    ]
+    findings.invalid += unlike[:1]  # the others mostly differ for the same reason
+    return found == channels and not unlike
+
+
+def _unlike(image: Grid, other: Grid) -> str:
+    """In what another file of a case does not fit the image; "" where it does."""
+    shape, other_shape = image.shape[:-1], other.shape[:-1]
+    if shape != other_shape:
+        return f"have the shapes {shape} and {other_shape}"
+    voxels, words = distance(image, other)
+    return f"lie up to {voxels:.4g} voxels apart ({words})" if voxels > FAR_APART else ""
 
 
 def _with_entries(root: Path, cases: Sequence[Case], findings: Findings) -> list[Case]:

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxmed.data.images import image_shape, image_stem, list_images
+from jaxmed.data.formats.grid import distance
+from jaxmed.data.images import image_grid, image_stem, list_images
 from jaxmed.data.manifest import Entry, read_entries
-from jaxmed.data.sources.base import Case, FileSource, first_shape, make_ids
+from jaxmed.data.sources.base import FAR_APART, Case, FileSource, first_shape, make_ids
 from jaxmed.data.sources.findings import Findings, one_a_key, part_name
 from jaxmed.data.sources.layouts import (
     IMAGE_FOLDERS,
@@ -47,7 +48,7 @@ class ImageMaskPairs(FileSource):
         path: the folder.
         masks: "semantic" for class numbers, "instance" for a number an object.
         invalid: "error", or "drop" to leave out what is wrong and count it in the notes: images
-            without mask and the reverse, pairs of different shapes.
+            without mask and the reverse, pairs of different shapes or places in space.
         class_names: what the numbers of semantic masks mean, the background first.
         channels: convert images to this many channels; None keeps the files' own.
         kind: where the images come from, such as "MRI".
@@ -78,7 +79,7 @@ class ImageMaskPairs(FileSource):
             findings=findings,
         )
         known = entries or [Entry()] * len(found)
-        usable = [i for i, pair in enumerate(found) if _same_shape(*pair, findings)]
+        usable = [i for i, pair in enumerate(found) if _same_grid(*pair, findings)]
         pairs, known = [found[i] for i in usable], [known[i] for i in usable]
         findings.finish(policy=invalid)
         if not pairs:
@@ -179,19 +180,26 @@ def _shown(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def _same_shape(image: Path, mask: Path, findings: Findings) -> bool:
+def _same_grid(image: Path, mask: Path, findings: Findings) -> bool:
     """Whether the headers state one grid; if not, `findings` says so."""
     try:
-        shape, mask_shape = image_shape(image)[:-1], image_shape(mask)[:-1]
+        grid, mask_grid = image_grid(image), image_grid(mask)
     except UserError as error:
         findings.invalid.append(str(error))
         return False
-    if shape == mask_shape:
-        return True
-    findings.invalid.append(
-        f"image {_shown(image)} has shape {shape}, its mask {_shown(mask)} {mask_shape}"
-    )
-    return False
+    shape, mask_shape = grid.shape[:-1], mask_grid.shape[:-1]
+    if shape != mask_shape:
+        findings.invalid.append(
+            f"image {_shown(image)} has shape {shape}, its mask {_shown(mask)} {mask_shape}"
+        )
+        return False
+    voxels, words = distance(grid, mask_grid)
+    if voxels > FAR_APART:
+        findings.invalid.append(
+            f"image {_shown(image)} and its mask {_shown(mask)} lie up to {voxels:.4g} voxels "
+            f"apart ({words})"
+        )
+    return voxels <= FAR_APART
 
 
 def _part(root: Path, image: Path) -> str:
