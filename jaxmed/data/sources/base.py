@@ -87,7 +87,7 @@ class FileSource:
     def stamp(self) -> str:
         """A SHA-256 that changes with any file or label of any case, without reading the files."""
         content = hashlib.sha256(repr((self.info, self._channels)).encode())
-        for case in self._cases:
+        for case in self.cases:
             files = [*case.images, *([] if case.mask is None else [case.mask])]
             # Of a series of slices the folder, whose time changes with the files in it.
             told = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]

@@ -1,0 +1,177 @@
+"""Prepared cases on disk: whole or not there, and never read where they are damaged."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from jaxmed.data import shards
+from jaxmed.data.shards import INDEX_FILE, Shards, decode, encode, is_finished, write_shards
+from jaxmed.data.sources.phantoms import Phantoms
+from jaxmed.types import UserError
+
+INFO = Phantoms("cells", task="segmentation", size=16, count=1).info
+IDS = [f"case{row}" for row in range(40)]
+
+
+def case(row):
+    rng = np.random.default_rng(row)
+    return {
+        "image": rng.normal(size=(16, 12, 1)).astype(np.float32),
+        "mask": rng.integers(0, 3, (16, 12)).astype(np.int32),
+        "index": np.asarray(row, np.int32),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 8 * (16 * 12 * 8 + 4))
+    assert write_shards(case, range(0, 40, 2), IDS, tmp_path / "set", key="k") == 20
+    return tmp_path / "set"
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_a_record_comes_back_as_it_was():
+    example = {**case(1), "on": np.array([True, False]), "scale": np.ones(2), "none": np.zeros(0)}
+    assert_same(decode(encode(example, name="a")), example)
+
+
+def test_cases_come_back_by_their_rows_in_threads_and_processes(folder):
+    assert len(list(folder.glob("shard-*"))) == 3
+    found = Shards(folder, key="k", info=INFO)
+    assert len(found) == 20 and 4 in found and 5 not in found
+    rows = np.random.default_rng(0).permutation(range(0, 40, 2)).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        for row, example in zip(rows, pool.map(found.__getitem__, rows), strict=True):
+            assert_same(example, case(row))
+    assert_same(pickle.loads(pickle.dumps(found))[6], case(6))
+
+
+def test_another_key_or_an_unfinished_set_is_refused(folder):
+    with pytest.raises(UserError, match="no finished set of this data and plan"):
+        Shards(folder, key="other", info=INFO)
+    (folder / INDEX_FILE).write_text("{}")
+    with pytest.raises(UserError, match=r"index\.json: cannot be read"):
+        is_finished(folder, key="k")
+    (folder / INDEX_FILE).unlink()
+    assert not is_finished(folder, key="k")
+    with pytest.raises(UserError, match="no finished set"):
+        Shards(folder, key="k", info=INFO)
+
+
+def test_only_what_is_missing_is_written_again(folder):
+    files = sorted(folder.glob("shard-*"))
+    files[1].unlink()
+    assert not is_finished(folder, key="k")
+    before = files[0].stat().st_mtime_ns
+    assert write_shards(case, range(0, 40, 2), IDS, folder, key="k") == 8
+    assert files[0].stat().st_mtime_ns == before
+    assert is_finished(folder, key="k")
+    assert_same(Shards(folder, key="k", info=INFO)[18], case(18))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_flipped_bit_is_found_and_named(folder, seed):
+    rng = np.random.default_rng(seed)
+    path = sorted(folder.glob("shard-*"))[1]
+    whole = path.read_bytes()
+    written = np.flatnonzero(np.frombuffer(whole, np.uint8))  # not the padding of a small file
+    damaged = 0
+    for _ in range(40):
+        content = bytearray(whole)
+        content[rng.choice(written)] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
+        found = Shards(folder, key="k", info=INFO)
+        for row in range(16, 32, 2):
+            try:
+                example = found[row]
+            except UserError as error:
+                damaged += 1
+                assert path.name in str(error) and "delete this file" in str(error)
+            else:  # the bit was of no record, or of another one
+                assert_same(example, case(row))
+    assert damaged >= 20
+
+
+def test_a_file_cut_short_is_found_and_named(folder):
+    path = sorted(folder.glob("shard-*"))[2]
+    path.write_bytes(path.read_bytes()[:-300])
+    found = Shards(folder, key="k", info=INFO)
+    with pytest.raises(UserError, match=path.name):
+        for row in range(32, 40, 2):
+            found[row]
+
+
+def test_a_case_that_cannot_be_read_leaves_whole_shards_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 8 * (16 * 12 * 8 + 4))
+
+    def broken(row):
+        if row == 12:
+            raise UserError("case12.png: cut short")
+        return case(row)
+
+    with pytest.raises(UserError, match="case12"):
+        write_shards(broken, range(20), IDS, tmp_path, key="k")
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-00000-of-00003.array_record"]
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        write_shards(case, range(4), IDS, tmp_path / "file" / "set", key="k")
+
+
+WRITER = """
+    import sys, time
+    from pathlib import Path
+    import numpy as np
+    from jaxmed.data import shards
+
+    def read(row):
+        time.sleep(float(sys.argv[2]))
+        return {"image": np.full((100, 1000), row, np.float32), "index": np.int32(row)}
+
+    shards.SHARD_BYTES = 4 * 400_004
+    names = [str(row) for row in range(40)]
+    done = shards.write_shards(read, range(40), names, Path(sys.argv[1]), key="k")
+    print(done)
+"""
+
+
+def start_writer(folder, seconds):
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WRITER), str(folder), str(seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_killed_run_loses_no_shard_and_two_at_once_do_no_harm(tmp_path):
+    first = start_writer(tmp_path / "set", 0.05)
+    while len(list((tmp_path / "set").glob("shard-*"))) < 3:
+        assert first.poll() is None
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert not is_finished(tmp_path / "set", key="k")
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "set").glob("shard-*")}
+    pair = [start_writer(tmp_path / "set", 0.0) for _ in range(2)]
+    written = [int(process.communicate()[0]) for process in pair]
+    assert max(written) <= 40 - 4 * len(kept)
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+    found = Shards(tmp_path / "set", key="k", info=INFO)
+    for row in range(40):
+        assert (found[row]["image"] == row).all()
