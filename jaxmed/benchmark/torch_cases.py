@@ -4,8 +4,8 @@
 
 It answers each line on standard input with the seconds that one run took. Written as a careful
 user of these libraries would, with their own defaults: training mode, no compilation, and float32
-or, where our products are of bfloat16, automatic mixed precision (autocast). Channels last was
-slower on a CPU, with the instance norm of these networks.
+or, where our products are of bfloat16, automatic mixed precision (autocast). Arrays are in the
+default layout; experiments/results/cpu.md says what channels last changes.
 """
 
 from __future__ import annotations
