@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import MAX_VOXELS, Image
-from jaxmed.types import UserError
+from jaxmed.types import Region, UserError
 
 __all__ = [
     "MAX_VOXELS",
@@ -29,6 +29,7 @@ __all__ = [
     "list_images",
     "patient_digest",
     "read_image",
+    "read_region",
     "write_mask",
 ]
 
@@ -52,6 +53,9 @@ _FORMATS = {
     ".npy": "npy",
 }
 """Longest suffix first, so that the first match is the right one."""
+
+_CUT_FORMATS = ("tiff", "npy", "nifti")
+"""Formats that read a region without reading all."""
 
 _KINDS = {"png": "picture", "jpeg": "picture", "bmp": "picture", "nrrd": "itk", "metaimage": "itk"}
 
@@ -124,13 +128,63 @@ def read_image(
     Raises:
         UserError: the file is missing, damaged, cut short, too big or of an unknown format.
     """
+    return read_region(path, None, channels=channels, indices=indices, max_voxels=max_voxels)
+
+
+def read_region(
+    path: str | os.PathLike[str],
+    region: Region | None,
+    *,
+    channels: int | None = None,
+    indices: bool = False,
+    max_voxels: int = MAX_VOXELS,
+) -> Image:
+    """Read a part of an image: the same as that part of what `read_image` gives.
+
+    Of TIFF only the tiles or strips that the region touches are decoded; `.npy`, and NIfTI that is
+    neither compressed nor scaled, are mapped. Other formats are read whole and cut.
+
+    Args:
+        path: as of `read_image`, as are the options.
+        region: one slice a spatial axis, without steps; None is the whole image.
+        channels: convert to this many.
+        indices: numbers of a palette instead of its colours.
+        max_voxels: largest number of values of the region; of the whole image where the format
+            must be read whole.
+
+    Returns:
+        The part, with the affine of its own first voxel; its notes are of the part alone.
+
+    Raises:
+        UserError: the file is missing, damaged, cut short, too big or of an unknown format.
+        ValueError: the region is empty, has steps or another number of axes.
+    """
     path = Path(path)
     name = _format_of(path)
+    module, options = _module(name), {"max_voxels": max_voxels, "indices": indices}
+    window = region
+    if region is not None:
+        # Checked here, as what goes wrong below is the fault of the file.
+        window = common.window_of(image_shape(path)[:-1], region)
     with common.reading(path, private=name == "dicom"):
-        image: Image = _module(name).read(path, max_voxels=max_voxels, indices=indices)
+        image: Image
+        if name in _CUT_FORMATS:
+            image = module.read(path, region=window, **options)
+        else:
+            image = _cut(module.read(path, **options), window)
         if not image.array.flags.writeable:
             image = dataclasses.replace(image, array=image.array.copy())
     return image if channels is None else _with_channels(image, channels)
+
+
+def _cut(image: Image, window: Region | None) -> Image:
+    if window is None:
+        return image
+    return dataclasses.replace(
+        image,
+        array=np.ascontiguousarray(image.array[window]),
+        affine=common.affine_of_region(image.affine, window),
+    )
 
 
 def _with_channels(image: Image, channels: int) -> Image:

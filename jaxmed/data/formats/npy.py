@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import Image
-from jaxmed.types import UserError
+from jaxmed.types import Region, UserError
 
 _COLOURS = 4
 
@@ -35,13 +35,16 @@ def shape(path: Path) -> tuple[int, ...]:
     return _full_shape(path, np.load(path, mmap_mode="r", allow_pickle=False).shape)
 
 
-def read(path: Path, *, max_voxels: int, indices: bool) -> Image:
-    """Read an array; where its axes point is not known."""
+def read(path: Path, *, max_voxels: int, indices: bool, region: Region | None = None) -> Image:
+    """Read an array, or a region of it; where its axes point is not known."""
     del indices  # values are numbers already
     stored = np.load(path, mmap_mode="r", allow_pickle=False)
     full = _full_shape(path, stored.shape)
-    common.check_size(path, full, max_voxels)
-    array, notes = common.as_supported(np.array(stored).reshape(full), path)
+    window = common.window_of(full[:-1], region)
+    common.check_size(path, (*common.region_shape(window), full[-1]), max_voxels)
+    # The file is mapped, so that only what is copied is read.
+    part = np.array(stored[window])
+    array, notes = common.as_supported(part.reshape(*part.shape[: len(window)], full[-1]), path)
     return Image(
         array=np.ascontiguousarray(array),
         spacing=np.ones(len(full) - 1, np.float32),

@@ -13,7 +13,8 @@ import tifffile
 
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import Image
-from jaxmed.types import UserError
+from jaxmed.data.formats.tiff_region import read_series
+from jaxmed.types import Region, UserError
 
 _MILLIMETRES = {"nm": 1e-6, "µm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "mm": 1.0}
 _MILLIMETRES |= {"cm": 10.0, "m": 1e3, "inch": 25.4, "μm": 1e-3, "\\u00B5m": 1e-3, "pixel": 1.0}
@@ -130,15 +131,28 @@ def _spacing(tif: Any, ndim: int) -> np.ndarray:
     return np.array(values, np.float32)
 
 
-def read(path: Path, *, max_voxels: int, indices: bool) -> Image:
-    """Read the first series; a pile of pages is a volume, turned from (z, y, x) to (x, y, z)."""
+def read(path: Path, *, max_voxels: int, indices: bool, region: Region | None = None) -> Image:
+    """Read the first series; a pile of pages is a volume, turned from (z, y, x) to (x, y, z).
+
+    Of a region only the tiles or strips are decoded that it touches; of a pyramid it is of the
+    finest level.
+    """
     with tifffile.TiffFile(path) as tif:
         series = tif.series[0]
         full = _stored_shape(path, series)
+        window = common.window_of(full[:-1], region)
+        full = (*common.region_shape(window), full[-1])
         common.check_size(path, full, max_voxels)
         _check_whole(path, series)
         order, _ = _axes(path, series)
-        values = series.asarray().transpose(order).reshape(full)
+        if region is None:
+            values = series.asarray()
+        else:
+            cut = dict(zip(order, window, strict=False))  # the rest is the channels
+            whole = common.window_of(series.shape, None)
+            part = tuple(cut.get(axis, whole[axis]) for axis in range(series.ndim))
+            values = read_series(path, tif, part, max_voxels=max_voxels)
+        values = values.transpose(order).reshape(full)
         notes: tuple[str, ...] = ()
         if len(tif.series) > 1:
             notes = (f"holds {len(tif.series)} pictures; the first is used",)
