@@ -10,9 +10,10 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,9 @@ __all__ = [
     "patient_digest",
     "read_image",
     "read_region",
+    "reads_regions",
     "write_mask",
+    "write_mask_rows",
 ]
 
 _FORMATS = {
@@ -236,22 +239,89 @@ def write_mask(
         )
     mask = mask.astype(np.uint8) if mask.dtype == bool else mask
     module = _module(_KINDS.get(like.kind, like.kind))
+    with _new_file(path, like) as (path, part):
+        private = like.kind == "dicom"
+        with common.reading(path, private=private, verb="written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            module.write_mask(part, mask, like, names)
+            part.replace(path)
+    return path
+
+
+def write_mask_rows(
+    path: str | os.PathLike[str],
+    rows: Iterable[np.ndarray],
+    like: Image,
+    *,
+    shape: Sequence[int],
+    dtype: type[np.unsignedinteger[Any]],
+    names: Sequence[str] = (),
+) -> Path:
+    """Write the mask of a picture as its rows come; of TIFF, only a few of them are held.
+
+    Masks in other formats are gathered in `dtype` first.
+
+    Args:
+        path: as of `write_mask`.
+        rows: (rows, columns) of whole numbers from 0, in order, in all `shape`.
+        like: a region of the image, such as its first pixel; its file must still be there.
+        shape: (rows, columns) of the image.
+        dtype: that holds all numbers.
+        names: of the numbers from 0, for formats that can hold them.
+
+    Returns:
+        The path written.
+
+    Raises:
+        UserError: the disk is full, or the mask would replace the image.
+    """
+    path = Path(path)
+    if like.kind != "tiff":
+        mask, done = np.empty(tuple(shape), dtype), 0
+        for part in rows:
+            mask[done : done + len(part)] = part
+            done += len(part)
+        # Of the image only the shape counts here, which takes no memory.
+        blank = np.broadcast_to(np.zeros((), np.uint8), (*shape, 1))
+        return write_mask(path, mask, dataclasses.replace(like, array=blank), names=names)
+    with _new_file(path, like) as (path, hidden):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _module("tiff").write_mask_rows(hidden, rows, like, shape=tuple(shape), dtype=dtype)
+            hidden.replace(path)
+        except OSError as error:  # alone: what goes wrong with `rows` has its own message
+            raise UserError(f"{path}: cannot be written ({error})") from error
+    return path
+
+
+@contextlib.contextmanager
+def _new_file(path: Path, like: Image) -> Iterator[tuple[Path, Path]]:
+    """The path with the suffix of the format, and a hidden one to write to first and then rename.
+
+    Whole or not at all: what is left at the hidden one is removed.
+    """
+    module = _module(_KINDS.get(like.kind, like.kind))
     name = path.name[: len(path.name) - len(_suffix(path))] + module.mask_suffix(like)
     path = path.with_name(name)
     sources = like.path.iterdir() if like.path.is_dir() else [like.path]
     if path.exists() and any(path.samefile(source) for source in sources):
         raise UserError(f"{path}: is the image itself; write the mask to another folder or name")
-    # Whole or not at all: a hidden name in the same folder, then one rename.
     part = path.with_name(f".{os.getpid()}.{name}")
     try:
-        with common.reading(path, private=like.kind == "dicom", verb="written"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            module.write_mask(part, mask, like, names)
-            part.replace(path)
+        yield path, part
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
-    return path
+
+
+def reads_regions(path: str | os.PathLike[str]) -> bool:
+    """Whether `read_region` reads few rows of this file at the cost of few rows."""
+    path = Path(path)
+    name = _format_of(path)
+    if name != "tiff":
+        return name in _CUT_FORMATS
+    with common.reading(path):
+        return bool(_module(name).reads_regions(path))
 
 
 def image_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import tifffile
 
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import Image
-from jaxmed.data.formats.tiff_region import read_series
+from jaxmed.data.formats.tiff_region import has_low_segments, read_series
 from jaxmed.types import Region, UserError
 
 _MILLIMETRES = {"nm": 1e-6, "µm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "mm": 1.0}
 _MILLIMETRES |= {"cm": 10.0, "m": 1e3, "inch": 25.4, "μm": 1e-3, "\\u00B5m": 1e-3, "pixel": 1.0}
 _DEPTH = "ZQI"  # letters of axes that tifffile gives to a pile of pages
 _CHANNEL = "CS"
+_TILE = 256
 
 
 def _axes(path: Path, series: Any) -> tuple[list[int], bool]:
@@ -164,6 +165,12 @@ def read(path: Path, *, max_voxels: int, indices: bool, region: Region | None = 
     return Image(np.ascontiguousarray(array), spacing, None, "tiff", None, path, notes + rounded)
 
 
+def reads_regions(path: Path) -> bool:
+    """Whether few rows are read at the cost of few rows: in low tiles or strips, or mapped."""
+    with tifffile.TiffFile(path) as tif:
+        return has_low_segments(tif.series[0])
+
+
 def mask_suffix(like: Image) -> str:
     """TIFF, whatever metadata it had."""
     del like
@@ -176,12 +183,54 @@ def write_mask(path: Path, mask: np.ndarray, like: Image, names: Sequence[str]) 
     values = common.smallest_unsigned(mask)
     if values.ndim == 3:
         values = values.transpose(2, 1, 0)
-    size = like.spacing * 1000  # micrometres
-    axes = "ZYX" if values.ndim == 3 else "YX"
-    metadata: dict[str, Any] = {"axes": axes}
+    tifffile.imwrite(path, values, ome=True, **_mask_options(like))
+
+
+def _mask_options(like: Image) -> dict[str, Any]:
+    """How masks are stored, with the spacing in OME's metadata."""
+    ndim = len(like.spacing)
+    metadata: dict[str, Any] = {"axes": "ZYX" if ndim == 3 else "YX"}
     if (like.spacing != 1).any():
-        for axis, length in zip("XYZ" if values.ndim == 3 else "YX", size, strict=True):
+        size = like.spacing * 1000  # micrometres
+        for axis, length in zip("XYZ" if ndim == 3 else "YX", size, strict=True):
             metadata |= {f"PhysicalSize{axis}": float(length), f"PhysicalSize{axis}Unit": "µm"}
-    tifffile.imwrite(
-        path, values, photometric="minisblack", compression="zlib", metadata=metadata, ome=True
-    )
+    return {"photometric": "minisblack", "compression": "zlib", "metadata": metadata}
+
+
+def write_mask_rows(
+    path: Path,
+    rows: Iterable[np.ndarray],
+    like: Image,
+    *,
+    shape: tuple[int, ...],
+    dtype: type[np.unsignedinteger[Any]],
+) -> None:
+    """Write the mask of a picture in tiles as its rows come, (rows, columns) at a time."""
+    # Offsets beyond 4 GiB; what compression will save is not known yet.
+    big = shape[0] * shape[1] * np.dtype(dtype).itemsize > 2**31
+    with tifffile.TiffWriter(path, ome=True, bigtiff=big) as writer:
+        writer.write(
+            _tiles(rows, shape, dtype),
+            shape=shape,
+            dtype=dtype,
+            tile=(_TILE, _TILE),
+            **_mask_options(like),
+        )
+
+
+def _tiles(
+    rows: Iterable[np.ndarray], shape: tuple[int, ...], dtype: type[np.unsignedinteger[Any]]
+) -> Iterator[np.ndarray]:
+    """Square tiles of a mask row by row of tiles; those at the border are filled up with 0."""
+    across = -(-shape[1] // _TILE)
+    canvas = np.zeros((_TILE, across * _TILE), dtype)
+    filled = done = 0
+    for band in rows:
+        while len(band):
+            part, band = band[: _TILE - filled], band[_TILE - filled :]
+            canvas[filled : filled + len(part), : shape[1]] = part
+            filled, done = filled + len(part), done + len(part)
+            if filled == _TILE or done == shape[0]:
+                canvas[filled:] = 0
+                yield from (t.copy() for t in np.split(canvas, across, axis=1))
+                filled = 0

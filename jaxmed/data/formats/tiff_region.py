@@ -11,6 +11,9 @@ import numpy as np
 from jaxmed.data.formats import common
 from jaxmed.types import Region
 
+_LOW = 1024
+"""Rows of tiles or strips up to which a region of few rows is worth decoding by itself."""
+
 
 def read_series(path: Path, tif: Any, part: Region, *, max_voxels: int) -> np.ndarray:
     """A part of the first series of an open file, the same as a cut of its `asarray()`.
@@ -47,6 +50,14 @@ def read_series(path: Path, tif: Any, part: Region, *, max_voxels: int) -> np.nd
         decoded = _read_page(series.pages[flat], page, rows, columns)
         result[place] = decoded.reshape(sizes[ahead:])
     return result
+
+
+def has_low_segments(series: Any) -> bool:
+    """Whether a few rows can be had without decoding much more than these."""
+    if series.dataoffset is not None:
+        return not series.is_multifile
+    page = series.keyframe
+    return _is_plain(series) and (page.tilelength if page.is_tiled else page.rowsperstrip) <= _LOW
 
 
 def _is_plain(series: Any) -> bool:
