@@ -138,7 +138,7 @@ class MaskWriter:
             nonlocal counts
             for part in rows:
                 own = self._count(part)
-                counts = np.maximum(counts, own) if self._instances else counts + own
+                counts = np.asarray(np.maximum(counts, own) if self._instances else counts + own)
                 yield part
 
         few = np.uint8 if len(self._names) <= 256 else np.uint16
