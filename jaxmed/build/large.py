@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxmed.build.trained import TrainedRun, check_image
+from jaxmed.data.formats.dicom_seg import check_available
 from jaxmed.data.images import Image, image_shape, read_image, read_region, reads_regions
 from jaxmed.data.sources.base import make_example
 from jaxmed.inference.banded_image import BandedImage
@@ -91,6 +92,8 @@ class _LargePicture:
         self.corner = self._read((slice(0, 1), slice(0, 1)))
         if run.info.task == "segmentation":
             self._check_spacing()
+            if self.corner.kind == "dicom":
+                check_available(path)  # before the work
         self.prepared = BandedImage(self._prepared_rows, (*self.shape[:-1], self._prepare.channels))
 
     def _check_spacing(self) -> None:

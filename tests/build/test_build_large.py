@@ -1,10 +1,10 @@
 """Large pictures are predicted in parts, with the same result as whole."""
 
-import contextlib
 import json
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import imageio.v3 as iio
 import jax
@@ -147,16 +147,12 @@ def test_floating_pictures_with_nan_are_refused(tmp_path, monkeypatch):
 
 PROGRAM = """
     import resource, sys
-    from pathlib import Path
     import test_build_large as t
-    import numpy as np
-    from jaxmed.build import large, predictions
-    side, path, out = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-    run = t.random_run("segmentation", **{"data.normalization": "zscore"})
+    from jaxmed.build import predictions
+    settings = {"data.normalization": "zscore", "evaluation.overlap": 0.1}
+    run = t.random_run("segmentation", **settings)
     predictions.load_run = lambda *_: run
-    if not side:
-        large.LARGE = 10**9
-    predictions.predict_run("run", [path], output=out)
+    predictions.predict_run("run", [sys.argv[1]], output=sys.argv[2])
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
@@ -178,12 +174,10 @@ def test_memory_grows_with_the_width_not_the_area(tmp_path):
         )
     peaks = {}
     for name in ("small", "big"):
-        command = [sys.executable, "-c", textwrap.dedent(PROGRAM), "1"]
+        command = [sys.executable, "-c", textwrap.dedent(PROGRAM)]
         command += [str(tmp_path / f"{name}.tif"), str(tmp_path / "out")]
-        done = subprocess.run(command, cwd=__file__.rsplit("/", 1)[0], capture_output=True)
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True)
         assert done.returncode == 0, done.stderr.decode()
         peaks[name] = int(done.stdout.split()[-1])
-    print(peaks)
-    with contextlib.suppress(KeyError):
-        assert read_image(tmp_path / "out/big.tif").array.shape == (4100, 4100, 1)
-    assert peaks["big"] - peaks["small"] < 150
+    assert read_image(tmp_path / "out/big.tif").array.shape == (4100, 4100, 1)
+    assert peaks["big"] - peaks["small"] < 100, f"peaks in MB: {peaks}"

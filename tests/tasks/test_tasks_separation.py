@@ -44,23 +44,16 @@ def test_memory_holds_few_rows_and_a_taller_object_is_cut():
     whole[..., 0] = 1
     whole[50:3900, 2:5] = [0, 1, 0]  # goes on and on
     whole[60:70, 6:8] = [0, 1, 0]
-    held, given = [], 0
-    for start in range(0, 4000, 100):
+    taken = given = 0
 
-        def bands(start=start):
+    def bands():
+        nonlocal taken
+        for start in range(0, 4000, 100):
+            taken += 100
             yield whole[start : start + 100]
 
-        held.append(bands)
-    taken = 0
-
-    def feed():
-        nonlocal taken
-        for make in held:
-            taken += 100
-            yield from make()
-
     found = []
-    for rows in separate_bands(feed(), tallest=500):
+    for rows in separate_bands(bands(), tallest=500):
         found.append(rows)
         given += len(rows)
         assert taken - given <= 500 + 300
