@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import MAX_VOXELS, Image
 from jaxmed.data.formats.grid import Grid
-from jaxmed.data.formats.registry import FORMATS, KINDS, format_of, module_of, suffix_of
-from jaxmed.types import UserError
+from jaxmed.data.formats.registry import (
+    CUT_FORMATS,
+    FORMATS,
+    KINDS,
+    format_of,
+    module_of,
+    suffix_of,
+)
+from jaxmed.types import Region, UserError
 
 __all__ = [
     "MAX_VOXELS",
@@ -34,8 +41,11 @@ __all__ = [
     "patient_digest",
     "privacy",
     "read_image",
+    "read_region",
+    "reads_regions",
     "write_image",
     "write_mask",
+    "write_mask_rows",
 ]
 
 
@@ -61,13 +71,63 @@ def read_image(
     Raises:
         UserError: the file is missing, damaged, cut short, too big or of an unknown format.
     """
+    return read_region(path, None, channels=channels, indices=indices, max_voxels=max_voxels)
+
+
+def read_region(
+    path: str | os.PathLike[str],
+    region: Region | None,
+    *,
+    channels: int | None = None,
+    indices: bool = False,
+    max_voxels: int = MAX_VOXELS,
+) -> Image:
+    """Read a part of an image: the same as that part of what `read_image` gives.
+
+    Of TIFF only the tiles or strips that the region touches are decoded; `.npy`, and NIfTI that is
+    neither compressed nor scaled, are mapped. Other formats are read whole and cut.
+
+    Args:
+        path: as of `read_image`, as are the options.
+        region: one slice a spatial axis, without steps; None is the whole image.
+        channels: convert to this many.
+        indices: numbers of a palette instead of its colours.
+        max_voxels: largest number of values of the region; of the whole image where the format
+            must be read whole.
+
+    Returns:
+        The part, with the affine of its own first voxel; its notes are of the part alone.
+
+    Raises:
+        UserError: the file is missing, damaged, cut short, too big or of an unknown format.
+        ValueError: the region is empty, has steps or another number of axes.
+    """
     path = Path(path)
     name = format_of(path)
+    module, options = module_of(name), {"max_voxels": max_voxels, "indices": indices}
+    window = region
+    if region is not None:
+        # Checked here, as what goes wrong below is the fault of the file.
+        window = common.window_of(image_shape(path)[:-1], region)
     with common.reading(path, private=name == "dicom"):
-        image: Image = module_of(name).read(path, max_voxels=max_voxels, indices=indices)
+        image: Image
+        if name in CUT_FORMATS:
+            image = module.read(path, region=window, **options)
+        else:
+            image = _cut(module.read(path, **options), window)
         if not image.array.flags.writeable:
             image = dataclasses.replace(image, array=image.array.copy())
     return image if channels is None else _with_channels(image, channels)
+
+
+def _cut(image: Image, window: Region | None) -> Image:
+    if window is None:
+        return image
+    return dataclasses.replace(
+        image,
+        array=np.ascontiguousarray(image.array[window]),
+        affine=common.affine_of_region(image.affine, window),
+    )
 
 
 def _with_channels(image: Image, channels: int) -> Image:
@@ -119,8 +179,9 @@ def write_mask(
         )
     mask = mask.astype(np.uint8) if mask.dtype == bool else mask
     module = module_of(KINDS.get(like.kind, like.kind))
-    write = functools.partial(module.write_mask, mask=mask, like=like, names=names)
-    return _write(path, like, module.mask_suffix(like), write)
+    with _new_file(path, like, module.mask_suffix(like)) as (path, part), _writing(path, like):
+        module.write_mask(part, mask, like, names)
+    return path
 
 
 def write_image(path: str | os.PathLike[str], array: np.ndarray, like: Image) -> Path:
@@ -149,12 +210,66 @@ def write_image(path: str | os.PathLike[str], array: np.ndarray, like: Image) ->
     if kind == "dicom":
         kind = "nifti" if like.affine is not None else "tiff"
     module = module_of("tiff" if kind == "picture" else kind)
-    write = functools.partial(module.write_image, array=array, like=like)
-    return _write(path, like, module.mask_suffix(like), write)
+    with _new_file(path, like, module.mask_suffix(like)) as (path, part), _writing(path, like):
+        module.write_image(part, array, like)
+    return path
 
 
-def _write(path: Path, like: Image, suffix: str, write: Callable[[Path], None]) -> Path:
-    """Write whole or not at all, never in place of the image itself; returns where."""
+def write_mask_rows(
+    path: str | os.PathLike[str],
+    rows: Iterable[np.ndarray],
+    like: Image,
+    *,
+    shape: Sequence[int],
+    dtype: type[np.unsignedinteger[Any]],
+    names: Sequence[str] = (),
+) -> Path:
+    """Write the mask of a picture as its rows come; of TIFF, only a few of them are held.
+
+    Masks in other formats are gathered in `dtype` first.
+
+    Args:
+        path: as of `write_mask`.
+        rows: (rows, columns) of whole numbers from 0, in order, in all `shape`.
+        like: a region of the image, such as its first pixel; its file must still be there.
+        shape: (rows, columns) of the image.
+        dtype: that holds all numbers.
+        names: of the numbers from 0, for formats that can hold them.
+
+    Returns:
+        The path written.
+
+    Raises:
+        UserError: the disk is full, or the mask would replace the image.
+    """
+    path = Path(path)
+    if like.kind != "tiff":
+        mask, done = np.empty(tuple(shape), dtype), 0
+        for part in rows:
+            mask[done : done + len(part)] = part
+            done += len(part)
+        # Of the image only the shape counts here, which takes no memory.
+        blank = np.broadcast_to(np.zeros((), np.uint8), (*shape, 1))
+        return write_mask(path, mask, dataclasses.replace(like, array=blank), names=names)
+    module = module_of("tiff")
+    with _new_file(path, like, module.mask_suffix(like)) as (path, hidden):
+        try:
+            module.write_mask_rows(hidden, rows, like, shape=tuple(shape), dtype=dtype)
+        except OSError as error:  # alone: what goes wrong with `rows` has its own message
+            raise UserError(f"{path}: cannot be written ({error})") from error
+    return path
+
+
+def _writing(path: Path, like: Image) -> contextlib.AbstractContextManager[None]:
+    return common.reading(path, private=like.kind == "dicom", verb="written")
+
+
+@contextlib.contextmanager
+def _new_file(path: Path, like: Image, suffix: str) -> Iterator[tuple[Path, Path]]:
+    """The path with the suffix of the format, and a hidden one to write to, which is renamed to it.
+
+    Whole or not at all, and never in place of the image itself.
+    """
     name = path.name[: len(path.name) - len(suffix_of(path))] + suffix
     path = path.with_name(name)
     sources = like.path.iterdir() if like.path.is_dir() else [like.path]
@@ -163,14 +278,24 @@ def _write(path: Path, like: Image, suffix: str, write: Callable[[Path], None]) 
     # A hidden name in the same folder, then one rename.
     part = path.with_name(f".{os.getpid()}.{name}")
     try:
-        with common.reading(path, private=like.kind == "dicom", verb="written"):
+        with _writing(path, like):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write(part)
+        yield path, part
+        with _writing(path, like):
             part.replace(path)
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
-    return path
+
+
+def reads_regions(path: str | os.PathLike[str]) -> bool:
+    """Whether `read_region` reads few rows of this file at the cost of few rows."""
+    path = Path(path)
+    name = format_of(path)
+    if name != "tiff":
+        return name in CUT_FORMATS
+    with common.reading(path):
+        return bool(module_of(name).reads_regions(path))
 
 
 def image_grid(path: str | os.PathLike[str]) -> Grid:
