@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxmed.build.large import is_large, predict_large
 from jaxmed.build.trained import TrainedRun, check_image, load_run
 from jaxmed.build.workdir import make_folder
 from jaxmed.data.formats.dicom_seg import check_available
@@ -43,6 +44,9 @@ def predict_run(
             to `output`/probabilities.
         config: the run's, with overrides.
 
+    Pictures of more than `jaxmed.build.large.LARGE` pixels are predicted part by part, after the
+    others, and have no overlay.
+
     A file that cannot be read or predicted stops nothing: it is named at once, and all of them
     once more at the end.
 
@@ -60,6 +64,7 @@ def predict_run(
     make_folder(output)
     writer = _make_writer(output, run)
     images: dict[int, Image] = {}
+    large: list[int] = []
     failures: list[str] = []
 
     def failed(error: UserError) -> None:
@@ -70,6 +75,9 @@ def predict_run(
         for index in share_of(range(len(files))):
             path = files[index][1]
             try:
+                if is_large(path, run):
+                    large.append(index)
+                    continue
                 image = read_image(path)
                 example = make_example(image.array, index=index, spacing=image.spacing)
                 _check(path, example, run)
@@ -97,6 +105,15 @@ def predict_run(
                 continue
             if overlay:
                 _draw(output / "overlays" / _overlay_name(name), image, prediction, run)
+        for index in large:
+            name, path = files[index]
+            try:
+                print(f"{name}: {predict_large(path, index, name, run, writer)}")
+            except UserError as error:
+                failed(error)
+                continue
+            if overlay:
+                print(f"note: no overlay of {name}, which is too large to be shown")
     finally:
         # Whatever goes wrong must not lose what was predicted before it.
         written = writer.close()

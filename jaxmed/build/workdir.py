@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 import jaxmed
@@ -136,6 +137,7 @@ def describe_run(
             "cases": {part: len(rows) for part, rows in split.items()},
             "class_counts": fingerprint["class_counts"],
             "dtypes": fingerprint["dtypes"],
+            "median_shape": np.median(fingerprint["shapes"], axis=0).astype(int).tolist(),
             "notes": list(notes),
         },
         "versions": {

@@ -6,13 +6,10 @@ patient's right, y to the front, z upwards. Axes are only flipped and permuted, 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +17,15 @@ import numpy as np
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import MAX_VOXELS, Image
 from jaxmed.data.formats.grid import Grid
-from jaxmed.data.formats.registry import FORMATS, KINDS, format_of, module_of, suffix_of
-from jaxmed.types import UserError
+from jaxmed.data.formats.registry import (
+    CUT_FORMATS,
+    FORMATS,
+    format_of,
+    module_of,
+    suffix_of,
+)
+from jaxmed.data.image_writing import write_image, write_mask, write_mask_rows
+from jaxmed.types import Region, UserError
 
 __all__ = [
     "MAX_VOXELS",
@@ -34,8 +38,11 @@ __all__ = [
     "patient_digest",
     "privacy",
     "read_image",
+    "read_region",
+    "reads_regions",
     "write_image",
     "write_mask",
+    "write_mask_rows",
 ]
 
 
@@ -61,13 +68,63 @@ def read_image(
     Raises:
         UserError: the file is missing, damaged, cut short, too big or of an unknown format.
     """
+    return read_region(path, None, channels=channels, indices=indices, max_voxels=max_voxels)
+
+
+def read_region(
+    path: str | os.PathLike[str],
+    region: Region | None,
+    *,
+    channels: int | None = None,
+    indices: bool = False,
+    max_voxels: int = MAX_VOXELS,
+) -> Image:
+    """Read a part of an image: the same as that part of what `read_image` gives.
+
+    Of TIFF only the tiles or strips that the region touches are decoded; `.npy`, and NIfTI that is
+    neither compressed nor scaled, are mapped. Other formats are read whole and cut.
+
+    Args:
+        path: as of `read_image`, as are the options.
+        region: one slice a spatial axis, without steps; None is the whole image.
+        channels: convert to this many.
+        indices: numbers of a palette instead of its colours.
+        max_voxels: largest number of values of the region; of the whole image where the format
+            must be read whole.
+
+    Returns:
+        The part, with the affine of its own first voxel; its notes are of the part alone.
+
+    Raises:
+        UserError: the file is missing, damaged, cut short, too big or of an unknown format.
+        ValueError: the region is empty, has steps or another number of axes.
+    """
     path = Path(path)
     name = format_of(path)
+    module, options = module_of(name), {"max_voxels": max_voxels, "indices": indices}
+    window = region
+    if region is not None:
+        # Checked here, as what goes wrong below is the fault of the file.
+        window = common.window_of(image_shape(path)[:-1], region)
     with common.reading(path, private=name == "dicom"):
-        image: Image = module_of(name).read(path, max_voxels=max_voxels, indices=indices)
+        image: Image
+        if name in CUT_FORMATS:
+            image = module.read(path, region=window, **options)
+        else:
+            image = _cut(module.read(path, **options), window)
         if not image.array.flags.writeable:
             image = dataclasses.replace(image, array=image.array.copy())
     return image if channels is None else _with_channels(image, channels)
+
+
+def _cut(image: Image, window: Region | None) -> Image:
+    if window is None:
+        return image
+    return dataclasses.replace(
+        image,
+        array=np.ascontiguousarray(image.array[window]),
+        affine=common.affine_of_region(image.affine, window),
+    )
 
 
 def _with_channels(image: Image, channels: int) -> Image:
@@ -92,85 +149,14 @@ def _luminance(array: np.ndarray) -> np.ndarray:
     return gray.astype(array.dtype)[..., None]
 
 
-def write_mask(
-    path: str | os.PathLike[str], mask: np.ndarray, like: Image, *, names: Sequence[str] = ()
-) -> Path:
-    """Write a mask in the format and geometry of the image it belongs to.
-
-    Args:
-        path: where to; a known suffix is replaced by, and a missing one completed to, that of the
-            format: NIfTI, NRRD, MetaImage, TIFF and `.npy` stay, PNG, JPEG and BMP become PNG,
-            DICOM becomes DICOM SEG, `.npz` becomes `.npy`.
-        mask: (*spatial) whole numbers from 0, on the grid of `like.array`.
-        like: the image as read; its file must still be there, for its header is copied.
-        names: of the numbers from 0, for formats that can hold them (DICOM SEG).
-
-    Returns:
-        The path written.
-
-    Raises:
-        UserError: the mask does not fit the image or format, or would replace the image.
-    """
-    mask, path = np.asarray(mask), Path(path)
-    if mask.shape != like.array.shape[:-1]:
-        raise UserError(
-            f"{path}: mask has shape {mask.shape}, its image {like.array.shape[:-1]}; put it back "
-            "on the grid of the image first"
-        )
-    mask = mask.astype(np.uint8) if mask.dtype == bool else mask
-    module = module_of(KINDS.get(like.kind, like.kind))
-    write = functools.partial(module.write_mask, mask=mask, like=like, names=names)
-    return _write(path, like, module.mask_suffix(like), write)
-
-
-def write_image(path: str | os.PathLike[str], array: np.ndarray, like: Image) -> Path:
-    """Write numbers, such as probabilities, in the geometry of the image they belong to.
-
-    Args:
-        path: where to; a known suffix is replaced by, and a missing one completed to, that of the
-            format: NIfTI, NRRD, MetaImage and `.npy` stay, PNG, JPEG, BMP and TIFF become TIFF;
-            DICOM becomes NIfTI (its axes in RAS order), or TIFF where it is one picture.
-        array: (*spatial, channels), stored as float32, on the grid of `like.array`.
-        like: the image as read; its file must still be there, for its header is copied.
-
-    Returns:
-        The path written.
-
-    Raises:
-        UserError: the array does not fit the image, or would replace it.
-    """
-    array, path = np.asarray(array, np.float32), Path(path)
-    if array.shape[:-1] != like.array.shape[:-1]:
-        raise UserError(
-            f"{path}: array has shape {array.shape}, its image {like.array.shape}; put it back "
-            "on the grid of the image first"
-        )
-    kind = KINDS.get(like.kind, like.kind)
-    if kind == "dicom":
-        kind = "nifti" if like.affine is not None else "tiff"
-    module = module_of("tiff" if kind == "picture" else kind)
-    write = functools.partial(module.write_image, array=array, like=like)
-    return _write(path, like, module.mask_suffix(like), write)
-
-
-def _write(path: Path, like: Image, suffix: str, write: Callable[[Path], None]) -> Path:
-    """Write whole or not at all, never in place of the image itself; returns where."""
-    name = path.name[: len(path.name) - len(suffix_of(path))] + suffix
-    path = path.with_name(name)
-    sources = like.path.iterdir() if like.path.is_dir() else [like.path]
-    if path.exists() and any(path.samefile(source) for source in sources):
-        raise UserError(f"{path}: is the image itself; write the mask to another folder or name")
-    # A hidden name in the same folder, then one rename.
-    part = path.with_name(f".{os.getpid()}.{name}")
-    try:
-        with common.reading(path, private=like.kind == "dicom", verb="written"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(part)
-            part.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
-    return path
+def reads_regions(path: str | os.PathLike[str]) -> bool:
+    """Whether `read_region` reads few rows of this file at the cost of few rows."""
+    path = Path(path)
+    name = format_of(path)
+    if name != "tiff":
+        return name in CUT_FORMATS
+    with common.reading(path):
+        return bool(module_of(name).reads_regions(path))
 
 
 def image_grid(path: str | os.PathLike[str]) -> Grid:

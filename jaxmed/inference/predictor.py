@@ -56,7 +56,7 @@ class Predictor:
         waiting: list[_Case] = []
         queue: list[tuple[_Case, Region]] = []
         for example in examples:
-            case = _Case(example, self._regions(example["image"].shape[:-1]))
+            case = _Case(example["image"], self._regions(example["image"].shape[:-1]), example)
             waiting.append(case)
             queue += [(case, region) for region in case.regions]
             while len(queue) >= self.batch_size:
@@ -69,6 +69,23 @@ class Predictor:
         while waiting:
             yield waiting.pop(0).result()
 
+    def bands(self, image: Any) -> Iterator[np.ndarray]:
+        """Yield the blended prediction of one image from its first rows to its last.
+
+        The image and the prediction need not fit the memory. All bands together are what
+        `__call__` gives for the image.
+
+        Args:
+            image: (*spatial, channels), an array or a `BandedImage`.
+        """
+        case = _Case(image, self._regions(image.shape[:-1]), {}, rows=self.window[0])
+        for start in range(0, len(case.regions), self.batch_size):
+            batch = case.regions[start : start + self.batch_size]
+            self._run([(case, region) for region in batch])
+            while case.finished:
+                yield case.finished.pop(0)
+        yield case.result()[1]
+
     def _regions(self, shape: Sequence[int]) -> list[Region]:
         if self.blend:
             return window_regions(shape, self.window, overlap=self.overlap)
@@ -77,9 +94,7 @@ class Predictor:
         return [tuple(slice(0, n) for n in shape)]
 
     def _run(self, queue: Sequence[tuple[_Case, Region]]) -> None:
-        images = np.stack(
-            [extract(case.example["image"], region, fill=self.fill) for case, region in queue]
-        )
+        images = np.stack([extract(case.image, region, fill=self.fill) for case, region in queue])
         # The last batch is filled up, so that its shape is the others'.
         padding = [(0, self.batch_size - len(queue))] + [(0, 0)] * (images.ndim - 1)
         predictions = jax.device_get(self.forward({"image": np.pad(images, padding)}))
@@ -88,10 +103,18 @@ class Predictor:
 
 
 class _Case:
-    """One case on its way: what of it is still to be predicted."""
+    """One case on its way: what of it is still to be predicted.
 
-    def __init__(self, example: Example, regions: list[Region]):
+    With `rows`, only so many of the prediction are held; those before them become `finished`.
+    """
+
+    def __init__(
+        self, image: Any, regions: list[Region], example: Example, *, rows: int | None = None
+    ):
+        self.image = image
         self.example = example
+        self.finished: list[np.ndarray] = []
+        self._rows = rows
         self.regions = regions
         self._missing = len(regions)
         self._blend: Blend | None = None
@@ -107,7 +130,10 @@ class _Case:
             self._whole = prediction
             return
         if self._blend is None:
-            self._blend = Blend(self.example["image"].shape[:-1], prediction.shape[-1])
+            shape = self.image.shape[:-1]
+            self._blend = Blend(shape, prediction.shape[-1], rows=self._rows)
+        if self._rows is not None and region[0].start > self._blend.first:
+            self.finished.append(self._blend.take(region[0].start))
         self._blend.add(region, prediction)
 
     def result(self) -> tuple[Example, Any]:

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -37,14 +38,20 @@ def window_regions(
     ]
 
 
-def extract(image: np.ndarray, region: Region, *, fill: float = 0.0) -> np.ndarray:
-    """The part of (*spatial, channels) in `region`; beyond the image it is `fill`."""
+def extract(image: Any, region: Region, *, fill: float = 0.0) -> np.ndarray:
+    """The part of (*spatial, channels) in `region`; beyond the image it is `fill`.
+
+    Args:
+        image: an array, or what gives one for a region, as `BandedImage`.
+        region: of the size wanted.
+        fill: beyond the image.
+    """
     inside = image[region]
     missing = [s.stop - s.start - n for s, n in zip(region, inside.shape, strict=False)]
     if not any(missing):
         return inside
-    widths = [(0, m) for m in missing] + [(0, 0)] * (image.ndim - len(missing))
-    return np.pad(inside, widths, constant_values=np.asarray(fill).astype(image.dtype))
+    widths = [(0, m) for m in missing] + [(0, 0)] * (inside.ndim - len(missing))
+    return np.pad(inside, widths, constant_values=np.asarray(fill).astype(inside.dtype))
 
 
 @lru_cache(maxsize=8)
@@ -64,23 +71,45 @@ def importance(window: tuple[int, ...]) -> np.ndarray:
 class Blend:
     """The weighted mean of overlapping windows over one image.
 
+    The canvas may be lower than the image. Windows must then come with their first rows in order,
+    as `window_regions` gives them, and rows that no further window touches be taken off.
+
     Args:
         shape: spatial shape of the image.
         channels: of what is blended.
+        rows: of the canvas (along the first axis), at least those of a window; None for all.
+
+    Attributes:
+        first: row of the image at which the canvas begins.
     """
 
-    def __init__(self, shape: Sequence[int], channels: int):
-        self._sum = np.zeros((*shape, channels), np.float32)
-        self._weight = np.zeros((*shape, 1), np.float32)
+    def __init__(self, shape: Sequence[int], channels: int, *, rows: int | None = None):
+        canvas = (shape[0] if rows is None else min(rows, shape[0]), *shape[1:])
+        self._rows = shape[0]
+        self._sum = np.zeros((*canvas, channels), np.float32)
+        self._weight = np.zeros((*canvas, 1), np.float32)
+        self.first = 0
 
     def add(self, region: Region, values: np.ndarray) -> None:
         """Add (*window, channels) values of one window; what lies beyond the image is left out."""
         weight = importance(tuple(s.stop - s.start for s in region))[..., None]
+        region = (slice(region[0].start - self.first, region[0].stop - self.first), *region[1:])
         target = self._sum[region]
         inside = tuple(slice(0, n) for n in target.shape[:-1])
         target += (values * weight)[inside]
         self._weight[region] += weight[inside]
 
+    def take(self, until: int) -> np.ndarray:
+        """The blended rows from `first` up to `until`, from where the canvas then begins."""
+        count = until - self.first
+        taken = self._sum[:count] / self._weight[:count]
+        for canvas in (self._sum, self._weight):
+            canvas[:-count] = canvas[count:]
+            canvas[-count:] = 0
+        self.first = until
+        return taken
+
     def result(self) -> np.ndarray:
-        """The blended (*spatial, channels) values."""
-        return self._sum / self._weight
+        """The blended (*spatial, channels) values, as far as they were not taken off."""
+        rows = self._rows - self.first
+        return self._sum[:rows] / self._weight[:rows]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxmed.data.images import Image, write_mask
+from jaxmed.data.images import Image, write_mask, write_mask_rows
 from jaxmed.training.processes import gather_json, is_first
 from jaxmed.types import count_of
 
@@ -117,15 +117,57 @@ class MaskWriter:
     def add(self, index: int, name: str, image: Image, mask: np.ndarray) -> str:
         """Write the mask of one file; returns what to say of it."""
         del index
-        path = self._folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Numbers of instances have no names.
-        written = write_mask(path, mask, image, names=() if self._instances else self._names)
+        counts = self._count(mask)
+        written = write_mask(self._folder / name, mask, image, names=self._stored_names)
+        return f"{self._tell(counts, mask.size)} -> {written}"
+
+    def add_rows(
+        self, name: str, image: Image, rows: Iterable[np.ndarray], *, shape: Sequence[int]
+    ) -> str:
+        """Write the mask of one large file as its rows come; returns what to say of it.
+
+        Args:
+            name: of the file.
+            image: a region of it, for the format and geometry.
+            rows: (rows, columns) of the mask, in order.
+            shape: (rows, columns) of the whole.
+        """
+        counts = np.zeros((), np.int64)
+
+        def counted() -> Iterator[np.ndarray]:
+            nonlocal counts
+            for part in rows:
+                own = self._count(part)
+                counts = np.asarray(np.maximum(counts, own) if self._instances else counts + own)
+                yield part
+
+        few = np.uint8 if len(self._names) <= 256 else np.uint16
+        written = write_mask_rows(
+            self._folder / name,
+            counted(),
+            image,
+            shape=shape,
+            dtype=np.uint32 if self._instances else few,
+            names=self._stored_names,
+        )
+        return f"{self._tell(counts, shape[0] * shape[1])} -> {written}"
+
+    @property
+    def _stored_names(self) -> Sequence[str]:
+        """Numbers of instances have no names."""
+        return () if self._instances else self._names
+
+    def _count(self, mask: np.ndarray) -> np.ndarray:
+        """Voxels of each class; of instances the highest number."""
         if self._instances:
-            return f"{count_of(int(mask.max()), 'instance')} -> {written}"
-        shares = np.bincount(mask.ravel(), minlength=len(self._names))[1:] / mask.size
-        told = ", ".join(f"{n} {s:.1%}" for n, s in zip(self._names[1:], shares, strict=True))
-        return f"{told} -> {written}"
+            return np.asarray(mask.max(initial=0))
+        return np.bincount(mask.ravel(), minlength=len(self._names))
+
+    def _tell(self, counts: np.ndarray, voxels: int) -> str:
+        if self._instances:
+            return count_of(int(counts), "instance")
+        shares = counts[1:] / voxels
+        return ", ".join(f"{n} {s:.1%}" for n, s in zip(self._names[1:], shares, strict=True))
 
     def close(self) -> Path:
         """Nothing is left to write."""

@@ -34,12 +34,24 @@ def zscore(example: Example, *, foreground: bool = False) -> Example:
     return {**example, "image": scaled}
 
 
+def standardize(example: Example, *, mean: np.ndarray, std: np.ndarray) -> Example:
+    """The z-score by given means and deviations (channels,), which may be those of more voxels."""
+    image = example["image"].astype(np.float32)
+    return {**example, "image": _scaled(image, mean, std)}
+
+
 def percentile(example: Example, *, low: float = 0.5, high: float = 99.5) -> Example:
     """Clip each channel to its percentiles and bring it to 0..1: robust to single bright voxels."""
     _check_order("percentiles", low, high)
     image = example["image"].astype(np.float32)
     flat = image.reshape(-1, image.shape[-1])
     bounds = np.percentile(flat[:: max(1, len(flat) // SAMPLED)], [low, high], axis=0)
+    return between({**example, "image": image}, bounds=bounds)
+
+
+def between(example: Example, *, bounds: np.ndarray) -> Example:
+    """Clip each channel to given bounds (2, channels) and bring them to 0..1."""
+    image = example["image"].astype(np.float32, copy=False)
     return {**example, "image": _between(image, *bounds.astype(np.float32))}
 
 
@@ -81,11 +93,20 @@ NORMALIZATIONS: dict[str, Callable[..., Example]] = {
 
 def _standardized(values: np.ndarray) -> np.ndarray:
     # float64 sums: the squares of a large CT overflow the digits of float32.
-    mean, std = values.mean(dtype=np.float64), values.std(dtype=np.float64)
+    return _scaled(values, values.mean(dtype=np.float64), values.std(dtype=np.float64))
+
+
+def _scaled(
+    values: np.ndarray, mean: np.ndarray | np.floating, std: np.ndarray | np.floating
+) -> np.ndarray:
     # A constant image has a deviation of rounding errors, which must not be blown up to one.
-    if std <= 1e-6 * abs(mean) or std == 0:
+    flat = (std <= 1e-6 * np.abs(mean)) | (std == 0)
+    if np.all(flat):
         return np.zeros_like(values)
-    return ((values - mean) / std).astype(np.float32)
+    scaled = ((values - mean) / np.where(flat, 1, std)).astype(np.float32)
+    if np.any(flat):
+        scaled[..., flat] = 0
+    return scaled
 
 
 def _between(

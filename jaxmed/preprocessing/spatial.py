@@ -64,9 +64,16 @@ def resample(example: Example, *, spacing: Sequence[float], method: str = "linea
             f"preprocessing: spacing {tuple(spacing)} for a {example['spacing'].size}-D image; "
             "set one positive number of mm an axis"
         )
-    sides = np.asarray(example["image"].shape[:-1])
-    shape = np.maximum(1, np.rint(sides * example["spacing"] / wanted)).astype(int)
-    return resize(example, shape=shape.tolist(), method=method)
+    shape = resampled_shape(example["image"].shape[:-1], example["spacing"], spacing)
+    return resize(example, shape=shape, method=method)
+
+
+def resampled_shape(
+    sides: Sequence[int], spacing: np.ndarray, wanted: Sequence[float]
+) -> tuple[int, ...]:
+    """The shape that `resample` gives an image of these sides and this spacing."""
+    shape = np.rint(np.asarray(sides) * spacing / np.asarray(wanted, np.float64))
+    return tuple(int(side) for side in np.maximum(1, shape))
 
 
 def fit(example: Example, *, shape: Sequence[int], value: float | None = None) -> Example:

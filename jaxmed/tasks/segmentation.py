@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.ndimage
-import skimage.segmentation
 from jaxtyping import Array, Int
 
 from jaxmed.losses import cross_entropy, dice_loss, dice_statistics, ignore_invalid, label_weights
 from jaxmed.metrics import instances, mean_scores
 from jaxmed.metrics.segmentation import score_masks
 from jaxmed.preprocessing.spatial import restore_mask, restore_probabilities
+from jaxmed.tasks.separation import separate_bands, separate_instances
 from jaxmed.types import Batch, Example, Row
 
 INSTANCE_CLASSES = ("background", "inside", "border")
@@ -126,6 +125,22 @@ class Segmentation:
             shape=example["shape"].tolist(),
         )
 
+    def restore_bands(self, bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The same of an image on its file's own grid, from its first rows to its last.
+
+        Args:
+            bands: probabilities (rows, *spatial, classes).
+
+        Yields:
+            (rows, *spatial) int32, of other rows than came in. Instances have other numbers than
+            `restore` gives them, and very tall ones are cut; see `separate_bands`.
+        """
+        if self.instances:
+            yield from separate_bands(bands, smallest=self.smallest)
+            return
+        for band in bands:
+            yield band.argmax(-1).astype(np.int32)
+
     def score(self, prediction: Any, example: Example) -> Row:
         """Overlap and surface scores of one case; of instances also those that count objects."""
         truth = example["mask"]
@@ -175,25 +190,3 @@ def shrink_labels(labels: Int[Array, "batch *spatial"], shape: Sequence[int]) ->
     """Every n-th voxel of a mask, so that it fits coarser logits."""
     steps = [n // m for n, m in zip(labels.shape[1:], shape, strict=True)]
     return labels[(slice(None), *(slice(step // 2, None, step) for step in steps))]
-
-
-def separate_instances(probabilities: np.ndarray, *, smallest: int = 10) -> np.ndarray:
-    """Instance numbers from probabilities (*spatial, 3) of `INSTANCE_CLASSES`.
-
-    Seeds are the connected insides; each grows over the foreground around it, from the surest
-    voxels outward, until it meets another. Foreground without a seed is an instance of its own.
-    """
-    foreground = probabilities[..., 1] + probabilities[..., 2] > 0.5
-    inside = (probabilities[..., 1] > 0.5) & foreground
-    seeds, count = scipy.ndimage.label(inside)
-    # A seed of a few voxels is noise between real ones, unless it is the whole object.
-    sizes = np.bincount(seeds.ravel(), minlength=count + 1)
-    seeds[sizes[seeds] < max(3, smallest // 3)] = 0
-    grown = skimage.segmentation.watershed(-probabilities[..., 1], seeds, mask=foreground)
-    alone, extra = scipy.ndimage.label(foreground & (grown == 0))
-    grown = np.where(alone > 0, alone + count, grown)
-    sizes = np.bincount(grown.ravel())
-    keep = sizes >= smallest
-    keep[0] = False
-    numbers = np.cumsum(keep) * keep
-    return numbers[grown].astype(np.int32)

@@ -5,6 +5,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from jaxmed.inference.banded_image import BandedImage
 from jaxmed.inference.predictor import Predictor
 from jaxmed.inference.sliding_window import Blend, extract, importance, window_regions
 
@@ -106,3 +107,29 @@ def test_blend_is_a_weighted_mean():
     blend.add((slice(0, 4),), np.full((4, 1), 1.0, np.float32))
     blend.add((slice(0, 4),), np.full((4, 1), 3.0, np.float32))
     np.testing.assert_allclose(blend.result(), 2.0)
+
+
+@pytest.mark.parametrize("shape", [(130, 41), (7, 60), (5, 6), (61, 8), (9, 90)])
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.8])
+def test_bands_are_the_whole_bit_for_bit(shape, overlap):
+    def forward(batch):
+        image = batch["image"]
+        ramp = np.arange(12, dtype=np.float32)[:, None, None]
+        return np.concatenate([image * ramp, image[:, ::-1]], -1)
+
+    predictor = Predictor(
+        forward, window=(12, 8), batch_size=5, blend=True, overlap=overlap, fill=3.0
+    )
+    given = example(0, shape)
+    [(_, whole)] = predictor([given])
+    read = []
+
+    def rows(part):
+        read.append(part)
+        return given["image"][part]
+
+    image = BandedImage(rows, given["image"].shape)
+    bands = list(predictor.bands(image))
+    np.testing.assert_array_equal(np.concatenate(bands), whole)
+    assert max(map(len, bands)) <= 12
+    assert sum(part.stop - part.start for part in read) == shape[0], "each row is read once"

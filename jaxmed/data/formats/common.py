@@ -7,13 +7,13 @@ import dataclasses
 import math
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jaxmed.data.formats.grid import Grid
-from jaxmed.types import UserError
+from jaxmed.types import Region, UserError
 
 MAX_VOXELS = 2**31
 """Numbers (voxels times channels) that a file may claim before it is refused unread."""
@@ -80,6 +80,36 @@ def check_size(path: Path, shape: tuple[int, ...], max_voxels: int) -> None:
             f"{path}: shape {tuple(shape)} has {count} values, more than the limit "
             f"max_voxels={max_voxels}; cut or downsample the image, or raise the limit"
         )
+
+
+def window_of(shape: Sequence[int], region: Region | None) -> Region:
+    """The slices of a region with start and stop as numbers inside the image; None is all of it.
+
+    Raises:
+        ValueError: if the region has steps, or another number of axes, or is empty.
+    """
+    if region is None:
+        return tuple(slice(0, int(size)) for size in shape)
+    if len(region) != len(shape):
+        raise ValueError(f"region has {len(region)} slices, the image {len(shape)} spatial axes")
+    bounds = [part.indices(int(size)) for part, size in zip(region, shape, strict=True)]
+    if any(stop <= start or step != 1 for start, stop, step in bounds):
+        raise ValueError(f"region {region} of an image of shape {tuple(shape)} is empty or steps")
+    return tuple(slice(start, stop) for start, stop, _ in bounds)
+
+
+def region_shape(region: Region) -> tuple[int, ...]:
+    """The shape of slices that have a start and a stop."""
+    return tuple(part.stop - part.start for part in region)
+
+
+def affine_of_region(affine: np.ndarray | None, region: Region) -> np.ndarray | None:
+    """The affine of a part of an image whose own is `affine`."""
+    if affine is None:
+        return None
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, :3] @ [part.start for part in region]
+    return moved
 
 
 def as_supported(array: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import Image
 from jaxmed.data.formats.grid import Grid
-from jaxmed.types import UserError
+from jaxmed.types import Region, UserError
 
 _MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 
@@ -86,16 +86,30 @@ def _values(image: Any) -> np.ndarray:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def read(path: Path, *, max_voxels: int, indices: bool) -> Image:
-    """Read a volume; the axes are flipped and permuted to RAS, never resampled."""
+def _is_mappable(path: Path, image: Any) -> bool:
+    """Whether voxels lie in the file as they are, so that a part can be read alone."""
+    return path.suffix.lower() != ".gz" and image.dataobj.slope == 1 and image.dataobj.inter == 0
+
+
+def read(path: Path, *, max_voxels: int, indices: bool, region: Region | None = None) -> Image:
+    """Read a volume, or a region of it; the axes are flipped and permuted to RAS, never resampled.
+
+    Compressed or scaled voxels are all unpacked for a region too.
+    """
     del indices  # values are numbers already
     with _stream(path) as stream:
         image = _image(stream)
         spatial, channels = _spatial_and_channels(path, image.header)
-        common.check_size(path, (*spatial, channels), max_voxels)
         affine, notes = _affine(image)
         orientation = common.orientation_of(affine, path)
+        window = common.window_of(common.ras_shape(spatial, orientation), region)
+        taken = common.region_shape(window) if _is_mappable(path, image) else spatial
+        common.check_size(path, (*taken, channels), max_voxels)
         values = _values(image).reshape(*spatial, channels)
+        if region is not None:  # of a mapped file, only what is copied is read
+            values = common.from_ras(
+                np.array(common.to_ras(values, orientation)[window]), orientation
+            )
         while stream.read(2**20):  # to the end: the checksum of a gzip file comes last
             pass
     values, rounded = common.as_supported(values, path)
@@ -103,7 +117,7 @@ def read(path: Path, *, max_voxels: int, indices: bool) -> Image:
     return Image(
         array=np.ascontiguousarray(common.to_ras(values, orientation)),
         spacing=spacing,
-        affine=affine,
+        affine=common.affine_of_region(affine, window),
         kind="nifti",
         orientation=orientation,
         path=path,

@@ -14,11 +14,12 @@ import numpy as np
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import Image
 from jaxmed.data.formats.grid import Grid
-from jaxmed.types import UserError
+from jaxmed.types import Region, UserError
 
 _COLOURS = 4
 _MOST_PACKED = 1032
 """Bytes that one byte of a packed archive can become at most."""
+_LONGER = "{}: holds more than its header says; copy or export it again"
 
 
 def _full_shape(path: Path, found: tuple[int, ...]) -> tuple[int, ...]:
@@ -86,17 +87,26 @@ def grid(path: Path) -> Grid:
         return Grid(shape, np.ones(len(shape) - 1, np.float32))
 
 
-def read(path: Path, *, max_voxels: int, indices: bool) -> Image:
-    """Read an array; where its axes point is not known."""
+def read(path: Path, *, max_voxels: int, indices: bool, region: Region | None = None) -> Image:
+    """Read an array, or a region of it; where its axes point is not known."""
     del indices  # values are numbers already
     with _open(path) as (stream, room):
         full = _full_shape(path, _header(path, stream, room))
-    common.check_size(path, full, max_voxels)
-    with _open(path) as (stream, _):
-        stored = np.lib.format.read_array(stream, allow_pickle=False)
-        if stream.read(1):  # at the end an archive checks its sum
-            raise UserError(f"{path}: holds more than its header says; copy or export it again")
-    array, notes = common.as_supported(stored.reshape(full), path)
+    window = common.window_of(full[:-1], region)
+    common.check_size(path, (*common.region_shape(window), full[-1]), max_voxels)
+    if path.suffix.lower() == ".npz":
+        common.check_size(path, full, max_voxels)  # a packed array is read whole
+        with _open(path) as (stream, _):
+            stored = np.lib.format.read_array(stream, allow_pickle=False)
+            if stream.read(1):  # at the end an archive checks its sum
+                raise UserError(_LONGER.format(path))
+    else:
+        # The file is mapped, so that only what is copied is read.
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        if stored.offset + stored.nbytes != path.stat().st_size:
+            raise UserError(_LONGER.format(path))
+    part = np.array(stored[window])
+    array, notes = common.as_supported(part.reshape(*part.shape[: len(window)], full[-1]), path)
     return Image(
         array=np.ascontiguousarray(array),
         spacing=np.ones(len(full) - 1, np.float32),

@@ -30,6 +30,9 @@ FORMATS = {
 }
 """Longest suffix first, so that the first match is the right one."""
 
+CUT_FORMATS = ("tiff", "npy", "nifti")
+"""Formats that read a region without reading all."""
+
 KINDS = {"png": "picture", "jpeg": "picture", "bmp": "picture", "nrrd": "itk", "metaimage": "itk"}
 """Formats of the kinds of image that are not called by their own name."""
 

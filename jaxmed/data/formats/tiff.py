@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import tifffile
 from jaxmed.data.formats import common
 from jaxmed.data.formats.common import Image
 from jaxmed.data.formats.grid import Grid
-from jaxmed.types import UserError
+from jaxmed.data.formats.tiff_region import has_low_segments, read_series
+from jaxmed.types import Region, UserError
 
 _MILLIMETRES = {"nm": 1e-6, "µm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "mm": 1.0}
 _MILLIMETRES |= {"cm": 10.0, "m": 1e3, "inch": 25.4, "μm": 1e-3, "\\u00B5m": 1e-3, "pixel": 1.0}
 _DEPTH = "ZQI"  # letters of axes that tifffile gives to a pile of pages
 _CHANNEL = "CS"
+_TILE = 256
 
 
 def _axes(path: Path, series: Any) -> tuple[list[int], bool]:
@@ -132,15 +134,28 @@ def _spacing(tif: Any, ndim: int) -> np.ndarray:
     return np.array(values, np.float32)
 
 
-def read(path: Path, *, max_voxels: int, indices: bool) -> Image:
-    """Read the first series; a pile of pages is a volume, turned from (z, y, x) to (x, y, z)."""
+def read(path: Path, *, max_voxels: int, indices: bool, region: Region | None = None) -> Image:
+    """Read the first series; a pile of pages is a volume, turned from (z, y, x) to (x, y, z).
+
+    Of a region only the tiles or strips are decoded that it touches; of a pyramid it is of the
+    finest level.
+    """
     with tifffile.TiffFile(path) as tif:
         series = tif.series[0]
         full = _stored_shape(path, series)
+        window = common.window_of(full[:-1], region)
+        full = (*common.region_shape(window), full[-1])
         common.check_size(path, full, max_voxels)
         _check_whole(path, series)
         order, _ = _axes(path, series)
-        values = series.asarray().transpose(order).reshape(full)
+        if region is None:
+            values = series.asarray()
+        else:
+            cut = dict(zip(order, window, strict=False))  # the rest is the channels
+            whole = common.window_of(series.shape, None)
+            part = tuple(cut.get(axis, whole[axis]) for axis in range(series.ndim))
+            values = read_series(path, tif, part, max_voxels=max_voxels)
+        values = values.transpose(order).reshape(full)
         notes: tuple[str, ...] = ()
         if len(tif.series) > 1:
             notes = (f"holds {len(tif.series)} pictures; the first is used",)
@@ -150,6 +165,12 @@ def read(path: Path, *, max_voxels: int, indices: bool) -> Image:
         spacing = _spacing(tif, len(full) - 1)
     array, rounded = common.as_supported(values, path)
     return Image(np.ascontiguousarray(array), spacing, None, "tiff", None, path, notes + rounded)
+
+
+def reads_regions(path: Path) -> bool:
+    """Whether few rows are read at the cost of few rows: in low tiles or strips, or mapped."""
+    with tifffile.TiffFile(path) as tif:
+        return has_low_segments(tif.series[0])
 
 
 def mask_suffix(like: Image) -> str:
@@ -163,22 +184,62 @@ def write_mask(path: Path, mask: np.ndarray, like: Image, names: Sequence[str]) 
     del names
     values = common.smallest_unsigned(mask)
     is_volume = values.ndim == 3
-    _write(path, values.T if is_volume else values, "ZYX" if is_volume else "YX", like.spacing)
+    values, axes = (values.T, "ZYX") if is_volume else (values, "YX")
+    tifffile.imwrite(path, values, ome=True, **_options(axes, like.spacing))
 
 
 def write_image(path: Path, array: np.ndarray, like: Image) -> None:
     """Write float32 as pages, one a channel; of a volume one a depth and channel."""
     is_volume = array.ndim == 4
     values = array.transpose(2, 3, 1, 0) if is_volume else array.transpose(2, 0, 1)
-    _write(path, values, "ZCYX" if is_volume else "CYX", like.spacing)
+    axes = "ZCYX" if is_volume else "CYX"
+    tifffile.imwrite(path, values, ome=True, **_options(axes, like.spacing))
 
 
-def _write(path: Path, values: np.ndarray, axes: str, spacing: np.ndarray) -> None:
+def _options(axes: str, spacing: np.ndarray) -> dict[str, Any]:
+    """How arrays are stored, with the spacing in OME's metadata."""
     metadata: dict[str, Any] = {"axes": axes}
     if (spacing != 1).any():
         for axis, length in zip("XYZ" if "Z" in axes else "YX", spacing, strict=True):
             micrometres = float(length) * 1000
             metadata |= {f"PhysicalSize{axis}": micrometres, f"PhysicalSize{axis}Unit": "µm"}
-    tifffile.imwrite(
-        path, values, photometric="minisblack", compression="zlib", metadata=metadata, ome=True
-    )
+    return {"photometric": "minisblack", "compression": "zlib", "metadata": metadata}
+
+
+def write_mask_rows(
+    path: Path,
+    rows: Iterable[np.ndarray],
+    like: Image,
+    *,
+    shape: tuple[int, ...],
+    dtype: type[np.unsignedinteger[Any]],
+) -> None:
+    """Write the mask of a picture in tiles as its rows come, (rows, columns) at a time."""
+    # Offsets beyond 4 GiB; what compression will save is not known yet.
+    big = shape[0] * shape[1] * np.dtype(dtype).itemsize > 2**31
+    with tifffile.TiffWriter(path, ome=True, bigtiff=big) as writer:
+        writer.write(
+            _tiles(rows, shape, dtype),
+            shape=shape,
+            dtype=dtype,
+            tile=(_TILE, _TILE),
+            **_options("YX", like.spacing),
+        )
+
+
+def _tiles(
+    rows: Iterable[np.ndarray], shape: tuple[int, ...], dtype: type[np.unsignedinteger[Any]]
+) -> Iterator[np.ndarray]:
+    """Square tiles of a mask row by row of tiles; those at the border are filled up with 0."""
+    across = -(-shape[1] // _TILE)
+    canvas = np.zeros((_TILE, across * _TILE), dtype)
+    filled = done = 0
+    for band in rows:
+        while len(band):
+            part, band = band[: _TILE - filled], band[_TILE - filled :]
+            canvas[filled : filled + len(part), : shape[1]] = part
+            filled, done = filled + len(part), done + len(part)
+            if filled == _TILE or done == shape[0]:
+                canvas[filled:] = 0
+                yield from (t.copy() for t in np.split(canvas, across, axis=1))
+                filled = 0

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxmed.data.formats.common import window_of
 from jaxmed.data.formats.grid import distance
-from jaxmed.data.images import Image, image_stem, patient_digest, read_image
+from jaxmed.data.images import Image, image_shape, image_stem, patient_digest, read_region
 from jaxmed.data.sources.findings import PARTS
 from jaxmed.types import DatasetInfo, Example, Region, UserError, check_example, count_of
 
@@ -55,7 +56,7 @@ class FileSource:
         cases: in the order of the rows.
         notes: what was odd.
         channels: convert images to this many channels; None keeps the files' own.
-        read_mask: `(path, image) -> mask`, where the cases have masks.
+        read_mask: `(path, image, region) -> mask`, where the cases have masks.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class FileSource:
         *,
         notes: Iterable[str] = (),
         channels: int | None = None,
-        read_mask: Callable[[Path, Image], np.ndarray] | None = None,
+        read_mask: Callable[[Path, Image, Region | None], np.ndarray] | None = None,
     ):
         self.info = info
         self.ids: Sequence[str] = [case.id for case in cases]
@@ -105,13 +106,17 @@ class FileSource:
     def read(self, index: int, region: Region | None = None) -> Example:
         """Read one case, or a region of it; see `jaxmed.types.Source`.
 
+        Of formats that allow it, only the region is read and checked.
+
         Raises:
             UserError: if the files do not hold what the set promises.
             IndexError: if there is no such row.
+            ValueError: if the region is empty, has steps or another number of axes.
         """
         row = row_number(index, len(self))
         case = self.cases[row]
-        image = read_channels(case.images, channels=self._channels)
+        shape = None if region is None else _common_shape(case)
+        image = read_channels(case.images, channels=self._channels, region=region)
         example = make_example(image.array, index=row, spacing=image.spacing)
         if case.label is not None:
             example["label"] = np.asarray(case.label, np.int32)
@@ -119,9 +124,9 @@ class FileSource:
             example["boxes"] = case.boxes.copy()
             example["box_label"] = case.box_label.copy()
         if case.mask is not None and self._read_mask is not None:
-            example["mask"] = self._read_mask(case.mask, image)
+            example["mask"] = self._read_mask(case.mask, image, region)
         check_example(example, self.info, where=str(case.images[0]))
-        return crop_example(example, region)
+        return example if shape is None or region is None else _place(example, region, shape)
 
 
 def make_example(image: np.ndarray, *, index: int, spacing: np.ndarray | None = None) -> Example:
@@ -150,18 +155,33 @@ def crop_example(example: Example, region: Region | None) -> Example:
     if region is None:
         return example
     shape = example["image"].shape[:-1]
-    if len(region) != len(shape):
-        raise ValueError(f"region has {len(region)} slices, the image {len(shape)} spatial axes")
-    bounds = [part.indices(size) for part, size in zip(region, shape, strict=True)]
-    low = np.array([start for start, _, _ in bounds], np.float32)
-    high = np.array([stop for _, stop, _ in bounds], np.float32)
-    if (high <= low).any() or any(step != 1 for _, _, step in bounds):
-        raise ValueError(f"region {region} of an image of shape {shape} is empty or has steps")
-    window = tuple(slice(start, stop) for start, stop, _ in bounds)
+    window = window_of(shape, region)
     cropped = {**example, "image": np.ascontiguousarray(example["image"][window])}
-    cropped["offset"] = (example["offset"] - low).astype(np.float32)
     if "mask" in example:
         cropped["mask"] = np.ascontiguousarray(example["mask"][window])
+    return _place(cropped, window, shape)
+
+
+def _common_shape(case: Case) -> tuple[int, ...]:
+    """The spatial shape of all files of a case, from their headers; UserError if they differ."""
+    first, *others = [*case.images, *([case.mask] if case.mask else [])]
+    shape = image_shape(first)[:-1]
+    for path in others:
+        other = image_shape(path)[:-1]
+        if other != shape:
+            raise UserError(
+                f"{path} has shape {other} and {first} has {shape}; they must be on the same grid"
+            )
+    return shape
+
+
+def _place(example: Example, region: Region, shape: Sequence[int]) -> Example:
+    """Shape, offset and boxes of an example whose image is a region of one of `shape`."""
+    window = window_of(shape, region)
+    low = np.array([part.start for part in window], np.float32)
+    high = np.array([part.stop for part in window], np.float32)
+    cropped = {**example, "shape": np.asarray(shape, np.int32)}
+    cropped["offset"] = (example["offset"] - low).astype(np.float32)
     if "boxes" in example:
         corners = example["boxes"].reshape(-1, 2, len(shape))
         corners = np.clip(corners, low, high) - low
@@ -171,13 +191,16 @@ def crop_example(example: Example, region: Region | None) -> Example:
     return cropped
 
 
-def read_channels(paths: Sequence[Path], *, channels: int | None) -> Image:
-    """Read an image whose channels may lie in several files on one grid.
+def read_channels(
+    paths: Sequence[Path], *, channels: int | None, region: Region | None = None
+) -> Image:
+    """Read an image, or a region of it, whose channels may lie in several files on one grid.
 
     Raises:
         UserError: if a file cannot be read, or two are not on one grid.
     """
-    images = [read_image(path, channels=channels if len(paths) == 1 else None) for path in paths]
+    only = channels if len(paths) == 1 else None
+    images = [read_region(path, region, channels=only) for path in paths]
     first = images[0]
     if len(images) == 1:
         return first

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.data.images import Image, read_image
+from jaxmed.data.images import Image, read_image, read_region
 from jaxmed.data.sources.base import check_same_grid
 from jaxmed.data.sources.findings import Findings, some
-from jaxmed.types import UserError
+from jaxmed.types import Region, UserError
 
 MANY_VALUES = 1000  # more than this in one file is no class mask
 MANY_CLASSES = 20  # more than this, with no names for them, are instance numbers
@@ -32,13 +32,15 @@ class MaskReader:
     binary: bool = False
     ignored: int | None = None
 
-    def __call__(self, path: Path, image: Image) -> np.ndarray:
+    def __call__(self, path: Path, image: Image, region: Region | None = None) -> np.ndarray:
         """Mask (*spatial) int32 of class or instance numbers, -1 where ignored.
+
+        Where `image` is a region of its file, so is the mask.
 
         Raises:
             UserError: if the file is no mask, or not on the grid of its image.
         """
-        stored = read_image(path, indices=True)
+        stored = read_region(path, region, indices=True)
         check_same_grid(path, stored, image.path, image)
         mask = whole_numbers(stored.array, path)
         if self.binary:
