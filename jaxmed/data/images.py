@@ -105,7 +105,10 @@ def read_region(
     window = region
     if region is not None:
         # Checked here, as what goes wrong below is the fault of the file.
-        window = common.window_of(image_shape(path)[:-1], region)
+        shape = image_shape(path)
+        if min(shape) <= 0:
+            raise UserError(f"{path}: the image is empty, shape {shape}; leave out the file")
+        window = common.window_of(shape[:-1], region)
     with common.reading(path, private=name == "dicom"):
         image: Image
         if name in CUT_FORMATS:

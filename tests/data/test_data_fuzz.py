@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_files import write_all
 
-from jaxmed.data.images import read_image
+from jaxmed.data.images import image_shape, read_image, read_region
 from jaxmed.types import UserError
 
 MOST_BYTES = 2**30
@@ -71,6 +71,9 @@ def test_only_our_own_error_comes_out(files, data):
     with contextlib.suppress(UserError), bounded_memory(MOST_BYTES):
         image = read_image(path)
         assert image.array.nbytes < MOST_BYTES
+    with contextlib.suppress(UserError), bounded_memory(MOST_BYTES):
+        half = tuple(slice(side // 2, side) for side in image_shape(path)[:-1])
+        read_region(path, half)
 
 
 def claim(folder, name, side):
