@@ -110,7 +110,8 @@ class Source(Protocol):
         patients: one patient (or other group that must not be split) a case, or None.
         labels: class of each case, or (classes,) of 0 and 1, where images have one (classification)
             and it is known without reading them; None elsewhere. Splits spread them evenly.
-        parts: the rows of each given part ("train", "val", "test"); empty where none is given.
+        parts: the rows of each given part ("train", "val", "test"), and as "none" those that are
+            not to be used; empty where none is given.
         notes: what was odd about the set and was repaired or left out, a sentence each.
     """
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -25,7 +26,9 @@ from jaxmed.data.examination import (
     examine,
 )
 from jaxmed.data.file_examination import examine_files
-from jaxmed.data.sources.findings import DataError, some
+from jaxmed.data.images import image_stem
+from jaxmed.data.manifest import read_table
+from jaxmed.data.sources.findings import LEFT_OUT, DataError, some
 from jaxmed.data.splits import split_cases
 from jaxmed.preprocessing.plan import REASONS
 from jaxmed.types import Source, UserError, count_of
@@ -56,6 +59,8 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
                 f"--leave_out: {kind!r} is nothing to leave cases out for; expected some of "
                 f"{'; '.join(CURABLE)}"
             )
+    if leave_out and config.data.layout in ("phantoms", "tfds"):
+        raise UserError(f"--leave_out: the layout {config.data.layout} reads no {SPLIT_FILE}")
     output = Path(output)
     make_folder(output)
     source, findings = _open(config)
@@ -71,13 +76,13 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
     print(f"{source.info.name}: {count_of(len(source), 'case')} ({sizes})")
     findings += [Finding("note", "data", "", (note,)) for note in [*source.notes, *notes]]
     findings += examine(source, split, progress=show_progress("read", len(source)))
-    findings += examine_files(source, range(len(source)))
+    findings += examine_files(source, sorted(row for rows in split.values() for row in rows))
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     print_findings(findings)
     write_json(output / QUALITY_FILE, [_described(finding, source) for finding in findings])
     gone = {row for f in findings if f.kind in leave_out for row in f.leave_out}
     if leave_out:
-        write_split(output / SPLIT_FILE, source, split, gone)
+        write_split(output / SPLIT_FILE, _root(config), source, split, gone)
     useless = {row for f in findings if f.kind in (BROKEN, OTHER_CHANNELS) for row in f.leave_out}
     if not useless <= gone:
         print("no plan: first mend or leave out what is broken or has other channels")
@@ -108,17 +113,49 @@ def _described(finding: Finding, source: Source) -> dict[str, Any]:
 
 def write_split(
     path: Path,
+    root: Path,
     source: Source,
     split: Mapping[str, Sequence[int]],
     gone: Collection[int],
 ) -> None:
-    """Write the split without the rows that are to be gone."""
+    """Write the split, in which the rows that are to be gone have no part.
+
+    Every case is named, since one that is not would keep the part of its folder. What else a
+    split.csv in the data says of a case is kept, as this one takes its place.
+
+    Args:
+        path: of the file.
+        root: folder of the data.
+        source: the data set.
+        split: rows of each part.
+        gone: rows to be left out.
+    """
+    former = root / SPLIT_FILE
+    columns, told = read_table(former) if former.is_file() else ([], [])
+    known = {row[name]: row for row in told for name in ("file", "id") if row.get(name)}
+    more = [column for column in columns if column not in ("file", "id", "split")]
+    cases = getattr(source, "cases", None)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "split"])
+        writer.writerow(["file", "id", "split", *more])
         for part, rows in split.items():
-            writer.writerows([source.ids[row], part] for row in rows if row not in gone)
+            for row in rows:
+                name, file_name = source.ids[row], ""
+                if cases is not None and cases[row].images[0].is_relative_to(root):
+                    file_name = cases[row].images[0].relative_to(root).as_posix()
+                called = (file_name, name, image_stem(file_name))
+                old = next((known[text] for text in called if text in known), {})
+                rest = [old.get(column, "") for column in more]
+                writer.writerow([file_name, name, LEFT_OUT if row in gone else part, *rest])
     print(f"{path}: leaves out {count_of(len(gone), 'case')}; copy it into the data to use it")
+
+
+def _root(config: ConfigDict) -> Path:
+    """The folder that may hold a manifest."""
+    path = Path(config.data.path)
+    if path.is_dir():
+        return path
+    return path.parent.parent if path.parent.name == "annotations" else path.parent
 
 
 def _open(config: ConfigDict) -> tuple[Source, list[Finding]]:

@@ -8,8 +8,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import scipy
 from ml_collections import ConfigDict
 
+import jaxmed
 from jaxmed.build import datasets
 from jaxmed.build.checks import check_numbers
 from jaxmed.build.members import rows_of
@@ -25,7 +28,7 @@ from jaxmed.types import Source, count_of
 def prepared_cases(
     root: str | Path, source: Source, prepare: Prepare, split: Mapping[str, Sequence[int]]
 ) -> Shards:
-    """The prepared cases of train and val, written first where they are not there yet.
+    """The prepared training cases, written first where they are not there yet.
 
     Args:
         root: folder of any number of prepared sets.
@@ -33,7 +36,7 @@ def prepared_cases(
         prepare: what prepares a case.
         split: rows of each part.
     """
-    rows = sorted({*rows_of(split, "train"), *rows_of(split, "val")})
+    rows = rows_of(split, "train")
     key = set_key(source, prepare, rows)
     folder = Path(root) / f"{source.info.name}-{key[:16]}"
     if is_first() and not is_finished(folder, key=key):
@@ -63,8 +66,15 @@ def set_key(source: Source, prepare: Prepare, rows: Sequence[int]) -> str:
     # Files tell of a change by their times; of what lies elsewhere all is read.
     stamp = getattr(source, "stamp", lambda: digest(source, limit=len(source)))
     names = [source.ids[row] for row in rows]
-    told = (VERSION, prepare, digest(source), stamp(), names)
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+    told = (VERSION, prepare, digest(source), stamp(), names, np.__version__, scipy.__version__)
+    content = hashlib.sha256(repr(told).encode())
+    # And the code that reads and prepares: mended, it must not meet what it once made.
+    home = Path(jaxmed.__file__).parent
+    folders = ("data/formats", "data/sources", "preprocessing")
+    files = [file for folder in folders for file in (home / folder).glob("*.py")]
+    for file in sorted([*files, home / "build/preparation.py"]):
+        content.update(file.read_bytes())
+    return content.hexdigest()
 
 
 def prepare_run(config: ConfigDict, output: str | Path) -> None:

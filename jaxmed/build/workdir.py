@@ -47,7 +47,7 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have been as quick
     except OSError as error:
         raise UserError(
             f"{path}: cannot be made or written ({error.strerror or error}); choose another folder"

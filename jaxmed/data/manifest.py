@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from jaxmed.data.sources.findings import PARTS, Findings, part_name, some
+from jaxmed.data.sources.findings import LEFT_OUT, PARTS, Findings, part_name, some
 from jaxmed.types import UserError
 
 MANIFESTS = ("manifest.csv", "split.csv")  # read in this order: the latter has the last word
@@ -22,7 +22,7 @@ class Entry:
 
     Attributes:
         listed: whether the manifest names the case at all.
-        part: "train", "val" or "test".
+        part: "train", "val" or "test", or `LEFT_OUT`.
         label: name of a class.
         patient: group that must not be split.
     """
@@ -87,6 +87,16 @@ def read_entries(
                 f"{len(unlisted)} of {len(stems)} cases are not in {path.name}: {some(unlisted)}."
             )
     return entries
+
+
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns and rows of a manifest.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    table = _read_table(path)
+    return table.columns, [row for _, row in table.rows]
 
 
 def has_column(root: Path, column: str) -> bool:
@@ -177,7 +187,9 @@ def _match_rows(
             name = row.get("id", "")
             cases = by_stem.get(name, [])
         values = {field: row[column] for column, field in wanted.items() if row[column]}
-        part = part_name(values.get("part", ""))
+        stated = values.get("part", "")
+        # Only a table says so: a folder may well be called that.
+        part = LEFT_OUT if stated.lower() == LEFT_OUT else part_name(stated)
         if not cases:
             unmatched.append((name, number))
         elif len(cases) > 1:
@@ -186,7 +198,8 @@ def _match_rows(
             findings.problems.append(f"{where}: {name!r} is already in row {seen[cases[0]]}")
         elif "part" in values and part is None:
             findings.problems.append(
-                f"{where}: split is {values['part']!r}, expected {', '.join(PARTS)} or nothing"
+                f"{where}: split is {values['part']!r}, expected {', '.join(PARTS)}, {LEFT_OUT} "
+                "(not to be used) or nothing"
             )
         else:
             if part is not None:

@@ -15,6 +15,7 @@ import math
 import os
 import struct
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -40,9 +41,19 @@ def encode(example: Example, *, name: str) -> bytes:
 
     Args:
         example: arrays of the types that a source gives.
-        name: of the case, told where it is damaged.
+        name: of the case.
+
+    Raises:
+        UserError: for an array of another type.
     """
     arrays = {key: np.asarray(value) for key, value in example.items()}
+    odd = [
+        f"{key} is {array.dtype}"
+        for key, array in arrays.items()
+        if str(array.dtype) not in _DTYPES
+    ]
+    if odd:
+        raise UserError(f"case {name}: {', '.join(odd)}; expected one of {', '.join(_DTYPES)}")
     table = [[key, str(array.dtype), list(array.shape)] for key, array in arrays.items()]
     header = json.dumps({"id": name, "arrays": table}).encode()
     parts = [_LENGTH.pack(len(header)), header]
@@ -116,7 +127,8 @@ def write_shards(
                     progress(done + written)
         shards = [{"file": n, "rows": block} for n, block in zip(names, blocks, strict=True)]
         index = {"version": VERSION, "key": key, "shards": shards}
-        _write_whole(folder / INDEX_FILE, json.dumps(index).encode())
+        with _new_file(folder / INDEX_FILE) as part:
+            part.write_text(json.dumps(index), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{error.filename or folder}: cannot be written ({error.strerror or error}); check "
@@ -144,26 +156,35 @@ def _write_shard(
     path: Path, cases: Iterable[tuple[int, Example]], ids: Sequence[str]
 ) -> Iterator[int]:
     """Write one shard under a hidden name, then give it its own; yields the rows as they go."""
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with _new_file(path) as part:
         # One record a group, or reading one would read its neighbours too.
         writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
         for row, example in cases:
-            writer.write(encode(example, name=ids[row]))
+            _write(writer.write, encode(example, name=ids[row]))
             yield row
-        writer.close()
+        _write(writer.close)
+
+
+def _write(call: Callable[..., Any], *content: bytes) -> None:
+    """Call a writer, whose errors of a full disk are no OSError."""
+    try:
+        call(*content)
+    except (RuntimeError, ValueError) as error:
+        raise OSError(None, " ".join(str(error).split())[:200]) from error
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """A hidden name to write to, which becomes `path` once it is whole and on the disk."""
+    # Not by the process number, which other machines of a shared folder have too.
+    part = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    try:
+        yield part
         _sync(part)
         part.replace(path)
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    part.write_bytes(content)
-    _sync(part)
-    part.replace(path)
 
 
 def _sync(path: Path) -> None:

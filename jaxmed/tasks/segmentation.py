@@ -169,7 +169,7 @@ class Segmentation:
         return mean_scores(rows, weights=weights)
 
 
-def instance_targets(mask: Int[Array, "batch *spatial"]) -> Int[Array, "batch *spatial"]:
+def instance_targets(mask: Int[Array, " batch *spatial"]) -> Int[Array, " batch *spatial"]:
     """Instance numbers -> 0 background, 1 inside, 2 border; -1 stays.
 
     The border of an instance are its voxels that touch another instance or the background, here
@@ -186,7 +186,7 @@ def instance_targets(mask: Int[Array, "batch *spatial"]) -> Int[Array, "batch *s
     return jnp.where(mask > 0, jnp.where(border, 2, 1), mask)
 
 
-def shrink_labels(labels: Int[Array, "batch *spatial"], shape: Sequence[int]) -> jax.Array:
+def shrink_labels(labels: Int[Array, " batch *spatial"], shape: Sequence[int]) -> jax.Array:
     """Every n-th voxel of a mask, so that it fits coarser logits."""
     steps = [n // m for n, m in zip(labels.shape[1:], shape, strict=True)]
     return labels[(slice(None), *(slice(step // 2, None, step) for step in steps))]

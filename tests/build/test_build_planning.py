@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from small_runs import small_config
 
+from jaxmed.build import datasets
 from jaxmed.build import resolve as resolving
-from jaxmed.build.planning import PLAN_FILE, QUALITY_FILE, plan_run
+from jaxmed.build.planning import PLAN_FILE, QUALITY_FILE, plan_run, write_split
 from jaxmed.build.runs import train_run
 from jaxmed.data.sources.phantom_files import write_phantoms
+from jaxmed.data.splits import split_cases
 from jaxmed.types import UserError
 
 
@@ -61,12 +63,68 @@ def test_what_was_agreed_to_is_left_out(folder, capsys):
     assert plan_run(config_of(folder), folder / "plan", leave_out=kinds)
     assert (folder / "plan" / PLAN_FILE).exists()
     (folder / "plan/split.csv").rename(folder / "data/split.csv")
-    if (folder / "data/manifest.csv").exists():
-        (folder / "data/manifest.csv").unlink()
     assert "leaves out 1 case" in capsys.readouterr().out
     assert plan_run(config_of(folder), folder / "again")
     with pytest.raises(UserError, match="'cats' is nothing to leave cases out for"):
         plan_run(config_of(folder), folder / "plan", leave_out=["cats"])
+
+
+LAYOUTS = {
+    "class_folders": "classification",
+    "medmnist": "classification",
+    "pairs": "segmentation",
+    "msd": "segmentation",
+    "voc": "detection",
+    "coco": "detection",
+}
+
+
+@pytest.mark.parametrize("parts", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_left_out_stays_out_in_every_layout(tmp_path, layout, parts):
+    root = tmp_path / "data"
+    write_phantoms(root, layout=layout, count=30, size=16, parts=parts)
+    # Some layouts know no parts of their own, or have them in a manifest.
+    config = small_config(LAYOUTS[layout], layout, **{"data.path": str(root)})
+
+    def open_and_cut():
+        source = datasets.make_source(config)
+        cut, _ = split_cases(
+            source.ids,
+            patients=source.patients,
+            labels=source.labels,
+            parts=source.parts,
+            seed=0,
+        )
+        return source, {part: {source.ids[row] for row in rows} for part, rows in cut.items()}, cut
+
+    source, before, rows = open_and_cut()
+    gone = {rows["train"][1], rows["val"][0]}
+    write_split(root / "split.csv", root, source, rows, gone)
+    source, after, _ = open_and_cut()
+    out = {source.ids[row] for row in gone}
+    assert after == {part: names - out for part, names in before.items()}
+
+
+def test_what_else_a_split_said_is_kept_where_names_clash(tmp_path):
+    root = tmp_path / "data"
+    rng = np.random.default_rng(0)
+    lines = ["file,patient,split"]
+    for part in ("train", "val"):
+        for name in "ab":
+            for row in range(4):
+                path = root / part / name / f"{row}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                iio.imwrite(path, rng.integers(0, 255, (16, 16), np.uint8))
+                lines.append(f"{path.relative_to(root)},p{row // 2}{part},{part}")
+    (root / "split.csv").write_text("\n".join(lines))
+    config = small_config("classification", "class_folders", **{"data.path": str(root)})
+    source = datasets.make_source(config)
+    write_split(root / "split.csv", root, source, source.parts, {0, 3})
+    again = datasets.make_source(config)
+    assert again.patients == source.patients
+    assert set(again.parts["none"]) == {0, 3}
+    assert set(again.parts["val"]) == set(source.parts["val"])
 
 
 def test_what_the_headers_of_the_files_tell_is_in_the_table_and_in_json(tmp_path, capsys):

@@ -14,6 +14,7 @@ import pytest
 
 from jaxmed.data import shards
 from jaxmed.data.shards import INDEX_FILE, Shards, decode, encode, is_finished, write_shards
+from jaxmed.data.sources.base import Case, FileSource
 from jaxmed.data.sources.phantoms import Phantoms
 from jaxmed.types import UserError
 
@@ -134,6 +135,23 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
         write_shards(case, range(4), IDS, tmp_path / "file" / "set", key="k")
 
 
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full(self, record):
+        raise RuntimeError("write() failed: No space left on device")
+
+    monkeypatch.setattr(
+        shards, "ArrayRecordWriter", type("W", (), {"__init__": lambda *_: None, "write": full})
+    )
+    with pytest.raises(UserError, match=r"cannot be written .*No space left"):
+        write_shards(case, range(4), IDS, tmp_path / "set", key="k")
+    assert list((tmp_path / "set").iterdir()) == []
+
+
+def test_a_type_that_could_not_be_read_again_is_not_written(tmp_path):
+    with pytest.raises(UserError, match="case3: image is uint16"):
+        encode({"image": np.zeros(3, np.uint16)}, name="case3")
+
+
 WRITER = """
     import sys, time
     from pathlib import Path
@@ -175,3 +193,23 @@ def test_a_killed_run_loses_no_shard_and_two_at_once_do_no_harm(tmp_path):
     found = Shards(tmp_path / "set", key="k", info=INFO)
     for row in range(40):
         assert (found[row]["image"] == row).all()
+
+
+def test_a_stamp_changes_with_any_file_or_box_and_with_nothing_else(tmp_path):
+    series, picture = tmp_path / "series", tmp_path / "a.png"
+    series.mkdir()
+    for path in (series / "1.dcm", series / "2.dcm", picture):
+        path.write_bytes(b"12345678")
+    boxes = np.zeros((1, 4), np.float32)
+
+    def stamp(boxes=boxes):
+        cases = [Case("s", (series,)), Case("a", (picture,), boxes=boxes)]
+        return FileSource(INFO, cases).stamp()
+
+    first = stamp()
+    assert stamp() == first
+    assert stamp(boxes + 1) != first
+    time.sleep(0.02)
+    with (series / "2.dcm").open("r+b") as file:  # in place: the folder stays as it is
+        file.write(b"8")
+    assert stamp() != first

@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxmed.data.images import image_stem, list_images
 from jaxmed.data.manifest import Entry, has_column, read_entries
 from jaxmed.data.sources.base import Case, FileSource, first_shape, make_ids
-from jaxmed.data.sources.findings import Findings, part_name, some
+from jaxmed.data.sources.findings import PARTS, Findings, part_name, some
 from jaxmed.data.sources.layouts import guess_layout, nested_layouts, open_folder, wrong_layout
 from jaxmed.types import DatasetInfo, UserError
 
@@ -119,7 +119,7 @@ def _merge(
         if not label:
             reason = "has no label in the manifest" if labelled else "lies in no class folder"
             findings.problems.append(f"{file.relative_to(root).as_posix()} {reason}")
-        moved += bool(entry.part and place.part and entry.part != place.part)
+        moved += bool(entry.part in PARTS and place.part and entry.part != place.part)
         merged.append(dataclasses.replace(entry, label=label, part=entry.part or place.part))
     if moved:
         findings.notes.append(

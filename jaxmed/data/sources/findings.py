@@ -12,6 +12,8 @@ from jaxmed.types import UserError, count_of
 Item = TypeVar("Item")
 
 PARTS = ("train", "val", "test")
+LEFT_OUT = "none"
+"""What a manifest says in place of a part for cases that are not to be used."""
 PART_NAMES = {
     "train": "train",
     "training": "train",
