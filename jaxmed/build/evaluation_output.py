@@ -18,6 +18,7 @@ from jaxmed.build.trained import TrainedRun
 from jaxmed.evaluation import curves, pictures
 from jaxmed.evaluation.evaluate import predict_cases, write_cases
 from jaxmed.evaluation.report import write_report
+from jaxmed.training.checkpoints import best_step
 from jaxmed.training.logging import METRICS_FILE, read_log
 from jaxmed.types import Example, Row, Source, count_of
 
@@ -43,7 +44,9 @@ def write_evaluation(
     write_json(folder / "summary.json", summary)
     described = {row: task.describe(score) for row, score in scores.items()}
     write_cases(folder / "cases.csv", source.ids, described)
-    best = f"checkpoint with the best {task.main_score} (step {run.step})"
+    is_chosen = best_step(workdir / "checkpoints") is not None
+    chosen = f"with the best {task.main_score}" if is_chosen else "not evaluated in training"
+    best = f"checkpoint {chosen} (step {run.step})"
     if run.chosen:
         best = f"{count_of(len(run.chosen), 'model')} at their best {task.main_score}"
     print_table(summary, title=f"{part}: {count_of(len(scores), 'case')}, {best}")

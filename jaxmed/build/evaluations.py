@@ -76,7 +76,8 @@ def evaluate_run(
     folds = read_split(workdir, source) if is_own and part == "val" and run.chosen else None
 
     def score(groups: Sequence[Group]) -> dict[int, Row]:
-        return gather_rows(score_cases(predict_groups(run, source, groups), task))
+        found = gather_rows(score_cases(predict_groups(run, source, groups), task))
+        return dict(sorted(found.items()))  # the bootstrap draws by place
 
     def summarize(scores: Mapping[int, Row], groups: Sequence[Group] = ()) -> dict[str, Any]:
         return summarize_cases(
@@ -91,7 +92,7 @@ def evaluate_run(
     groups = make_groups(run, rows, folds)
     told = tell_diverged(run)
     if folds is not None:
-        told += _note_choices(run, rows, groups)
+        told += _note_choices(run, rows, groups, has_test=bool(folds.get("test")))
     for note in told:
         print(f"note: {note}")
     notes += told
@@ -109,6 +110,7 @@ def evaluate_run(
         "step": run.step,
         "parameters_sha256": run.sha256,
         "part": part,
+        "main_score": task.main_score,
         "cases": len(scores),
         "resampled": "cases" if source.patients is None else "patients",
         "data_path": settings.data.path,
@@ -137,15 +139,15 @@ def evaluate_run(
     return summary
 
 
-def _note_choices(run: TrainedRun, rows: Sequence[int], groups: Sequence[Group]) -> list[str]:
+def _note_choices(
+    run: TrainedRun, rows: Sequence[int], groups: Sequence[Group], *, has_test: bool
+) -> list[str]:
     """What makes the validation scores of models trained together too good, or incomplete."""
-    chosen_by = ["the step of each model"]
     settings = len({member.setting for member in run.experiment.members})
-    if settings > 1:
-        chosen_by.append(f"the best of {settings} settings")
+    chosen = f", and the best of {settings} settings" if settings > 1 else ""
+    judge = "the test part tells" if has_test else "data that no model saw would tell"
     notes = [
-        f"{' and '.join(chosen_by)} was chosen by these scores, which are too good for that; the "
-        "test part tells"
+        f"these scores chose the step of each model{chosen}, and are too good for that; {judge}"
     ]
     left = len(set(rows) - {row for own, _ in groups for row in own})
     if left:
@@ -188,13 +190,15 @@ def find_part(workdir: Path, source: Source, part: str, *, is_own: bool) -> tupl
                 f"({some(gone)}); put them back, or evaluate what is there with --split=all"
             )
     if not rows:
-        given = ", ".join(saved if is_own else source.parts) or "none"
+        names = ("train", "val", "test")
+        own = [name for name in names if rows_of(saved, name)]
+        given = ", ".join(own if is_own else source.parts) or "none"
         raise UserError(
-            f"--split={part}: the data have no such part (there is: {given}); use --split=val, or "
+            f"--split={part}: the data have no such part (there is: {given}); use one of these, or "
             "--split=all --config.data.path=OTHER"
         )
-    # The run's own parts do not overlap; of its whole, or of other data, cases may.
-    trained = set() if is_own and part != "all" else set(rows_of(saved, "train"))
+    # The run's own val (of folds each by models that did not see it) and test were not trained on.
+    trained = set() if is_own and part in ("val", "test") else set(rows_of(saved, "train"))
     overlap = sum(source.ids[row] in trained for row in rows)
     if overlap:
         print(f"note: {overlap} of the {len(rows)} cases have ids that were trained on")

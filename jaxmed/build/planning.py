@@ -87,7 +87,11 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
     if not useless <= gone:
         print("no plan: first mend or leave out what is broken or has other channels")
         return False
-    _plan(config, source, [row for row in split["train"] if row not in gone], output)
+    rows = [row for row in split.get("train", ()) if row not in gone]
+    if not rows:
+        print("no plan: there is no case to train on")
+        return False
+    _plan(config, source, rows, output)
     print(f"written: {output / QUALITY_FILE}, {output / PLAN_FILE}")
     left = [f for f in findings if not (f.leave_out and set(f.leave_out) <= gone)]
     return not any(finding.severity == "error" for finding in left)

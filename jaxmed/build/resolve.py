@@ -31,8 +31,8 @@ from jaxmed.training.sharding import AXIS
 from jaxmed.training.speed import device_bytes
 from jaxmed.types import Source, UserError, count_of
 
-MEMORY_SHARE = 0.85
-"""Of the device's memory that a step may take; the rest is for the program and for evaluations."""
+MEMORY_SHARE = 0.7
+"""Of the device's memory that a step may take; a quarter may hold the training cases."""
 
 # The keys that something must set before an experiment can be built.
 REQUIRED = {
@@ -242,6 +242,8 @@ def with_own_statistics(
     names = ("mean", "std", "clip") if clip else ("mean", "std")
     keys = [f"data.intensity.{name}" for name in names]
     if config.plan != "auto" or not all(key in settings for key in keys):
+        if "data.intensity.mean" in settings and any(m.fold is not None for m in members):
+            print(f"note: {config.plan} scales all folds alike, by data that some validate on")
         return tuple(members)
     own: dict[int | None, dict[str, Any]] = {None: {}}
     for fold in {member.fold for member in members} - {None}:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed.build import datasets, pieces, preparation
+from jaxmed.build import datasets
 from jaxmed.build.checks import check_numbers, useless_keys
 from jaxmed.build.config import (
     base_config,
@@ -21,6 +20,7 @@ from jaxmed.build.config import (
 )
 from jaxmed.build.dry_run import print_dry_run
 from jaxmed.build.experiment import Experiment
+from jaxmed.build.first_batch import draw_first_batch
 from jaxmed.build.members import check_members, plan_members, read_members, rows_of
 from jaxmed.build.preparation import PrepareForTraining
 from jaxmed.build.prepared import prepared_cases
@@ -45,11 +45,14 @@ from jaxmed.build.workdir import (
     write_or_compare,
 )
 from jaxmed.data.cache import Cached
-from jaxmed.data.loader import training_batches
 from jaxmed.data.sources.findings import DataError
 from jaxmed.data.splits import split_cases
-from jaxmed.evaluation.pictures import draw_batch
-from jaxmed.training.checkpoints import Checkpoints, merge_params, restore_variables
+from jaxmed.training.checkpoints import (
+    Checkpoints,
+    merge_params,
+    restore_members,
+    restore_variables,
+)
 from jaxmed.training.logging import Logger
 from jaxmed.training.loop import train
 from jaxmed.training.processes import (
@@ -57,11 +60,11 @@ from jaxmed.training.processes import (
     is_first,
     wait_for_all,
 )
+from jaxmed.training.progress import TrainingDiverged
 from jaxmed.training.sharding import Lifted
 from jaxmed.training.signals import StopSignal
 from jaxmed.training.speed import InBackground
 from jaxmed.training.state import TrainState, best_numbers, evaluated_step
-from jaxmed.training.step import example_keys
 from jaxmed.types import Example, Source, UserError
 
 
@@ -137,7 +140,15 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
     if is_first():
         ids = {part: [source.ids[i] for i in rows] for part, rows in split.items()}
         write_json(workdir / SPLIT_FILE, ids)
-    finished = _train(experiment, source, split, workdir)
+    try:
+        finished = _train(experiment, source, split, workdir)
+    except TrainingDiverged as error:
+        if not (members and has_checkpoints(workdir)):
+            raise
+        if not (restore_members(workdir / "checkpoints")["step"] > 0).any():
+            raise
+        print(f"{error}; what the models were at their best is evaluated")
+        finished = True
     if finished:
         from jaxmed.build.evaluations import evaluate_run  # the report's libraries are slow
 
@@ -315,48 +326,6 @@ def _start(
     return lifted.place_state(
         lifted.global_state(state).replace(params=params, model_state=model_state, ema=ema)
     )
-
-
-def draw_first_batch(
-    experiment: Experiment, source: Source, rows: Sequence[int], path: Path
-) -> None:
-    """Picture the first batch as the network sees it, augmented, with its labels."""
-    config = experiment.member_configs[0] if experiment.members else experiment.config
-    prepare_batch = preparation.make_prepare_batch(config)
-    augment = pieces.make_augment(config, experiment.info)
-    view = preparation.make_training_view(config)
-    size = min(config.data.batch_size, 16)
-    with training_batches(
-        source,
-        rows,
-        batch_size=size,
-        seed=config.seed,
-        prepare=_Both(PrepareForTraining(experiment.prepare), view),
-    ) as batches:
-        batch = next(batches)
-
-    @jax.jit
-    def augmented(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        batch = prepare_batch(batch)
-        if augment is None:
-            return batch
-        # The key that a fresh state keeps for its steps.
-        step_key = jax.random.split(jax.random.key(config.seed))[1]
-        key = jax.random.split(jax.random.fold_in(step_key, 0))[0]
-        return jax.vmap(augment)(example_keys(key, batch, axis_name=None), batch)
-
-    draw_batch(jax.device_get(augmented(batch)), experiment.info.class_names, path)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Both:
-    """Preprocessing and the training view in one."""
-
-    prepare: Any
-    view: Any
-
-    def __call__(self, example: dict[str, np.ndarray], rng: np.random.Generator) -> Any:
-        return self.view(self.prepare(example), rng)
 
 
 def print_plan(settings: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from jaxmed.build.members import read_members, setting_of_best
 from jaxmed.data.sources.base import make_example
 from jaxmed.inference.predictor import Predictor
 from jaxmed.training.checkpoints import restore_members, restore_variables
+from jaxmed.training.state import evaluated_step
 from jaxmed.types import DatasetInfo, UserError
 
 
@@ -109,6 +110,11 @@ def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRu
         sha256 = parameters_sha256(variables["params"])
         return TrainedRun(experiment, variables, data_info, step, sha256, run)
     best = restore_members(workdir / "checkpoints")
+    if evaluated_step(best) < 0:
+        raise UserError(
+            f"{workdir}: its models were not evaluated yet; go on with training, which chooses "
+            "their best weights"
+        )
     variables = best.pop("variables")
     try:
         chosen = setting_of_best(members, best)
@@ -126,7 +132,7 @@ def tell_diverged(run: TrainedRun) -> list[str]:
         step, kept = int(run.best["diverged"][place]), int(run.best["step"][place])
         if step:
             left = f"its weights of step {kept} are used" if kept else "it has no weights to use"
-            told.append(f"{member.name} had diverged at step {step}; {left}")
+            told.append(f"{member.name} had diverged by step {step}; {left}")
     return told
 
 

@@ -77,7 +77,7 @@ def write_report(
     """
     sections = [
         _notes(notes),
-        *(_summary(split, summary) for split, summary in (summaries or {}).items()),
+        *(_summary(split, summary, notes) for split, summary in (summaries or {}).items()),
         _figures(_heading("Curves", shown), curves),
         _training(history),
         _cases(_heading("Cases", shown), cases or {}),
@@ -142,8 +142,8 @@ def _notes(notes: Sequence[str]) -> str:
     return "<ul>\n" + "\n".join(f"<li>{_text(note)}</li>" for note in notes) + "\n</ul>"
 
 
-def _summary(split: str, summary: Mapping[str, Any]) -> str:
-    """The scores of one part with their intervals, and whatever else the summary says."""
+def _summary(split: str, summary: Mapping[str, Any], told: Sequence[str]) -> str:
+    """The scores of one part with their intervals, and what else the summary says but `told`."""
     rows = []
     for name, score in summary.get("metrics", {}).items():
         value, low, high = (_score(score.get(key)) for key in ("value", "low", "high"))
@@ -160,26 +160,30 @@ def _summary(split: str, summary: Mapping[str, Any]) -> str:
     if summary.get("also_in_training"):
         told = count_of(summary["also_in_training"], "case")
         warning = f"<p><strong>Trained on: {told} of these.</strong></p>\n"
-    members = _members(summary.get("members", ()), summary.get("spread", {}))
+    members = _members(summary)
     table = _table(head, rows, numbers=3)
-    return f"<h2>Scores: {_text(split)}</h2>\n{warning}{table}{more}{members}"
+    notes = _notes([note for note in summary.get("notes", ()) if note not in told])
+    return f"<h2>Scores: {_text(split)}</h2>\n{warning}{notes}{table}{more}{members}"
 
 
-def _members(members: Sequence[Mapping[str, Any]], spread: Mapping[str, Any]) -> str:
+def _members(summary: Mapping[str, Any]) -> str:
     """The scores of each of the models that were trained together, and their spread."""
+    members, spread = summary.get("members", ()), summary.get("spread", {})
     if not members:
         return ""
-    names = [name for name in members[0]["metrics"] if "/" not in name][:_MOST_SCORES]
+    main = summary["main_score"]
+    names = [n for n in members[0]["metrics"] if "/" not in n and n != main]
+    names = [main, *names[: _MOST_SCORES - 1]]
     rows = [
-        [_text(member["name"]), "yes" if member["chosen"] else ""]
+        [_text(member["name"]), str(member["step"]), "yes" if member["chosen"] else ""]
         + [_interval(member["metrics"].get(name, {})) for name in names]
         for member in members
     ]
     if spread:
         told = [spread.get(name, {}) for name in names]
         cells = [f"{_score(s.get('mean'))} ± {_score(s.get('std'))}" for s in told]
-        rows.append(["mean ± standard deviation", "", *cells])
-    head = ("model", "predicts", *names)
+        rows.append(["mean ± standard deviation", "", "", *cells])
+    head = ("model", "step", "predicts", *names)
     return f"\n<h3>Each model on its own part</h3>\n{_table(head, rows, numbers=len(names))}"
 
 

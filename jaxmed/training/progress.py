@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from jaxmed.training.logging import Logger
 from jaxmed.training.sharding import Lifted
 from jaxmed.training.signals import StopSignal
 from jaxmed.training.speed import utilization
-from jaxmed.types import UserError
+from jaxmed.types import UserError, count_of
 
 STEPS_IN_FLIGHT = 2
 """Steps that may wait for the device; each holds a batch in memory."""
@@ -34,13 +34,16 @@ def divides(every: int, step: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
 
 
-def _merge_steps(metrics: Mapping[str, Any], members: Sequence[str]) -> dict[str, float]:
+def _merge_steps(
+    metrics: Mapping[str, Any], members: Sequence[str], diverged: Collection[str]
+) -> dict[str, float]:
     """The mean over the models that have not diverged, how many these are, and each one's loss."""
-    merged = {}
-    for name, values in metrics.items():
-        finite = values[np.isfinite(values)]
-        merged[name] = float(finite.mean()) if finite.size else math.nan
-    merged["models"] = int(np.isfinite(metrics["loss"]).sum())
+    alive = np.array([member not in diverged for member in members])
+    merged = {
+        name: float(values[alive].mean()) if alive.any() else math.nan
+        for name, values in metrics.items()
+    }
+    merged["models"] = int(alive.sum())
     own = zip(members, metrics["loss"], strict=True)
     return merged | {f"loss/{member}": float(value) for member, value in own}
 
@@ -123,7 +126,7 @@ class Progress:
                 found = {n: x[i] for n, x in every.items()} if count > 1 else every
                 if self._members:
                     self._watch_members(step - count + 1 + i, found)
-                    found = _merge_steps(found, self._members)
+                    found = _merge_steps(found, self._members, self._diverged)
                 self._last = found
                 self._watch(step - count + 1 + i)
         if self._paused is None:
@@ -144,7 +147,9 @@ class Progress:
         for member, is_finite in zip(self._members, finite, strict=True):
             if not is_finite and member not in self._diverged:
                 self._diverged[member] = step
-                self.logger.say(f"{member} diverged at step {step}; the other models go on")
+                rest = len(self._members) - len(self._diverged)
+                told = f"; {count_of(rest, 'other model')} go on" if rest else ""
+                self.logger.say(f"{member} diverged at step {step}{told}")
 
     def resume_clock(self) -> None:
         """Go on counting time as training, after an evaluation or a save."""

@@ -1,5 +1,6 @@
 """Models trained together: equal to models trained apart, in every task and on any devices."""
 
+import contextlib
 import csv
 import functools
 import json
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from small_runs import prepared_experiment, small_config, take_steps
 
-from jaxmed.build import datasets
+from jaxmed.build import datasets, runs
 from jaxmed.build.config import config_of_run
 from jaxmed.build.evaluations import evaluate_run
 from jaxmed.build.experiment import Experiment
@@ -30,6 +31,8 @@ from jaxmed.data.sources.phantom_files import write_phantoms
 from jaxmed.evaluation.evaluate import summarize_cases
 from jaxmed.tasks.classification import Classification
 from jaxmed.training.checkpoints import restore_members
+from jaxmed.training.progress import Progress, TrainingDiverged
+from jaxmed.training.signals import StopSignal
 from jaxmed.training.state import best_after
 from jaxmed.types import UserError
 
@@ -361,6 +364,43 @@ def test_a_run_without_its_split_is_not_cut_anew(folds, tmp_path):
     config.training.folds = 4
     with pytest.raises(UserError, match=r"training\.folds=3, not 4"):
         train_run(config, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_what_models_were_before_all_diverged_is_evaluated(tmp_path, monkeypatch, capsys):
+    watch = Progress._watch
+
+    def diverge(self, step):
+        if step == 4:
+            raise TrainingDiverged("training diverged at step 4")
+        watch(self, step)
+
+    config = small_config("classification", **{"training.seeds": 2})
+    monkeypatch.setattr(Progress, "_watch", diverge)
+    assert train_run(config, tmp_path / "run")
+    assert "at their best is evaluated" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "run/evaluation/val/summary.json").read_text())
+    assert [member["step"] for member in summary["members"]] == [2, 2]
+    page = (tmp_path / "run/report.html").read_text()
+    assert "too good for that; the test part tells" in page
+    assert page.index("auroc", page.index("Each model on its own part")) > 0
+
+
+@pytest.mark.slow
+def test_models_that_were_stopped_early_are_not_called_diverged(tmp_path, capsys):
+    settings = {"training.evaluate_every": 0, "training.steps": 4}
+    stop = StopSignal()
+    stop.requested = True
+    for more in ({"training.seeds": 2}, {}):
+        folder = tmp_path / ("many" if more else "one")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runs, "StopSignal", lambda: contextlib.nullcontext(stop))
+            assert not train_run(small_config("classification", **settings, **more), folder)
+    with pytest.raises(UserError, match="were not evaluated yet; go on with training"):
+        load_run(tmp_path / "many")
+    evaluate_run(tmp_path / "one")
+    said = capsys.readouterr().out.split("the same command goes on from there")[-1]
+    assert "not evaluated in training (step 0)" in " ".join(said.split())
 
 
 @pytest.mark.slow
