@@ -25,6 +25,22 @@ MAY_BE_NEGATIVE = (
 
 BELOW_ONE = ("model.dropout", "optimizer.ema", "optimizer.momentum", "evaluation.overlap")
 """Shares of which the whole makes no sense."""
+PROBABILITIES = tuple(
+    f"augmentation.{name}"
+    for name in (
+        "flip",
+        "affine",
+        "brightness",
+        "contrast",
+        "gamma",
+        "noise",
+        "blur",
+        "low_resolution",
+        "color",
+        "cutout",
+    )
+)
+"""How often each transform is applied."""
 
 
 def check_numbers(config: ConfigDict) -> None:
@@ -51,6 +67,8 @@ def check_numbers(config: ConfigDict) -> None:
             raise UserError(f"{key} is {value!r}; expected a finite number")
         if key in BELOW_ONE and value >= 1:
             raise UserError(f"{key} is {value!r}; expected a share from 0 to below 1")
+        if key in PROBABILITIES and value > 1:
+            raise UserError(f"{key} is {value!r}; expected a probability from 0 to 1")
 
 
 def _leaves(value: Any) -> list[Any]:

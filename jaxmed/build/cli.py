@@ -1,4 +1,4 @@
-"""The command line: flags, and mistakes told in one line with exit code 2."""
+"""The command line: flags, and mistakes told without a traceback, with exit code 2."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def run(
 ) -> None:
     """Parse the command line and call `main(positional arguments)`.
 
-    `required` flags must be given, and one at least of `one_of`. Mistakes of the user end with one
-    line on standard error and exit code 2; a traceback is for bugs, or for `--debug`. Ctrl-C
-    outside training ends with 130.
+    `required` flags must be given, and one at least of `one_of`. Mistakes of the user end with what
+    is wrong on standard error, a line a problem, and exit code 2; a traceback is for bugs, or for
+    `--debug`. Ctrl-C outside training ends with 130.
     """
     launch.use_huge_pages()
     debug = "--debug" in sys.argv
@@ -82,6 +82,11 @@ def run(
         if debug:
             raise
         _fail(str(error))
+    except BrokenPipeError:  # as of `... | head`
+        if debug:
+            raise
+        print("stopped: nobody reads the output any more", file=sys.stderr)
+        os._exit(1)  # the interpreter's own exit would try to write the rest
     except KeyboardInterrupt:
         if debug:
             raise
@@ -179,7 +184,8 @@ def _meant(name: str, names: Sequence[str], *, prefix: str = "") -> str:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    lines = (" ".join(line.split()) for line in message.splitlines())
+    print("error: " + "\n    ".join(lines), file=sys.stderr)
     sys.stderr.flush()
     sys.stdout.flush()
     # Reader threads of the data loader must not keep a failed program alive.

@@ -134,7 +134,7 @@ def _augmentation_config() -> dict[str, Any]:
     return {
         "enabled": True,
         "flip": 0.5,
-        "flip_axes": (),  # empty: left-right of pictures, all of volumes; (-1,): none
+        "flip_axes": (),  # empty: left-right, where sides do not matter; (-1,): none
         "rot90": False,
         "affine": 0.3,
         "rotation": 15.0,  # degrees
@@ -179,7 +179,7 @@ def _optimizer_config(task: str) -> dict[str, Any]:
         "schedule": "cosine",  # constant, cosine, polynomial, onecycle
         "warmup": 0.05,  # below 1 a share of the steps, else steps
         "accumulate": 1,  # batches an update
-        "ema": 0.0,  # decay of the averaged weights; 0 is off
+        "ema": 0.99,  # decay of the averaged weights, which are those evaluated; 0 is off
     }
 
 

@@ -43,6 +43,9 @@ def write_evaluation(
     _note_replacement(folder / "summary.json", summary)
     write_json(folder / "summary.json", summary)
     described = {row: task.describe(score) for row, score in scores.items()}
+    folds = _folds(run, groups)
+    for row, fold in folds.items():
+        described[row]["fold"] = fold
     write_cases(folder / "cases.csv", source.ids, described)
     is_chosen = best_step(workdir / "checkpoints") is not None
     chosen = f"with the best {task.main_score}" if is_chosen else "not evaluated in training"
@@ -53,9 +56,20 @@ def write_evaluation(
     if "members" in summary:
         print_members(summary, task.main_score)
     figures = curves.draw_curves(run.info, scores, folder)
+    if folds:
+        for figure in figures:
+            figure["caption"] += "; all folds in one, though the scores are means over the folds"
     examples = _draw_examples(run, source, groups, described, folder)
     _write_report(workdir, run, figures, examples, shown=shown)
     print(f"report: {workdir / 'report.html'}")
+
+
+def _folds(run: TrainedRun, groups: Sequence[Group]) -> dict[int, int]:
+    """The fold whose models predicted each row; nothing where the same models predicted all."""
+    found = [(rows, run.experiment.members[places[0]].fold) for rows, places in groups if places]
+    return {
+        row: fold for rows, fold in found if fold is not None and len(groups) > 1 for row in rows
+    }
 
 
 def _note_replacement(path: Path, summary: Mapping[str, Any]) -> None:
@@ -99,7 +113,8 @@ def print_members(summary: Mapping[str, Any], main_score: str) -> None:
     spread = summary["spread"].get(main_score)
     if spread is not None:
         told = f"mean {spread['mean']:.3f}, standard deviation {spread['std']:.3f}"
-        print(f"{main_score} of those that predict: {told}")
+        count = sum(member["chosen"] for member in summary["members"])
+        print(f"{main_score} of the {count} that predict, each by itself: {told}")
 
 
 def score_cells(entry: Mapping[str, Any]) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed.build.checks import check_numbers, useless_keys
+from jaxmed.build.checks import PROBABILITIES, check_numbers, useless_keys
 from jaxmed.build.config import flatten, update
 from jaxmed.types import UserError
 
@@ -23,18 +23,9 @@ VARIABLE = (
     "optimizer.momentum",
     "optimizer.ema",
     "model.dropout",
-    "augmentation.flip",
-    "augmentation.affine",
     "augmentation.rotation",
     "augmentation.translation",
-    "augmentation.brightness",
-    "augmentation.contrast",
-    "augmentation.gamma",
-    "augmentation.noise",
-    "augmentation.blur",
-    "augmentation.low_resolution",
-    "augmentation.color",
-    "augmentation.cutout",
+    *PROBABILITIES,
 )
 """Keys in which models of one program may differ: plain numbers that change no shape."""
 
@@ -92,6 +83,11 @@ def plan_members(config: ConfigDict) -> tuple[Member, ...]:
     for key in settings[0]:
         if key in useless:
             raise UserError(f"training.vary: {key} has no effect in this config; leave it out")
+    for member in members:
+        try:
+            check_numbers(member_config(config, member))
+        except UserError as error:
+            raise UserError(f"training.vary: {error}") from None
     return tuple(members)
 
 
@@ -123,7 +119,8 @@ def parse_vary(text: str, *, known: Collection[str] = ()) -> list[dict[str, floa
             try:
                 numbers.append(float(value))
             except ValueError:
-                raise UserError(f"training.vary: {key}={value} is no number") from None
+                hint = "; put a semicolon between keys" if "=" in value else ""
+                raise UserError(f"training.vary: {key}={value} is no number{hint}") from None
             if not math.isfinite(numbers[-1]) or numbers.count(numbers[-1]) > 1:
                 raise UserError(
                     f"training.vary: {key}={value.strip()}; expected finite numbers, none twice"
@@ -132,6 +129,11 @@ def parse_vary(text: str, *, known: Collection[str] = ()) -> list[dict[str, floa
             raise UserError(
                 f"training.vary is {text!r}; expected numbers for each key once, as in "
                 "optimizer.learning_rate=1e-3,3e-4;model.dropout=0,0.2"
+            )
+        if len(numbers) == 1:
+            raise UserError(
+                f"training.vary: {key} has one value; set it for all models with --config.{key}="
+                f"{values}"
             )
         if key in SWITCHES and 0 < sum(n > 0 for n in numbers) < len(numbers):
             raise UserError(f"training.vary: {key} cannot be on in some models and off in others")
@@ -215,13 +217,3 @@ def setting_of_best(members: Sequence[Member], best: Mapping[str, Any]) -> list[
             "set optimizer.clip_norm, in another workdir"
         )
     return chosen
-
-
-def check_members(config: ConfigDict, members: Sequence[Member]) -> None:
-    """Refuse settings that no model could have.
-
-    Raises:
-        UserError: naming the key.
-    """
-    for member in members:
-        check_numbers(member_config(config, member))

@@ -161,7 +161,7 @@ def make_augment(
     }
     a = SimpleNamespace(**{**config.augmentation, **traced})
     # Pictures have an upright: only left and right are swapped unless the config says more.
-    axes = tuple(a.flip_axes) or ((1,) if info.ndim == 2 else (0, 1, 2))
+    axes = tuple(a.flip_axes) or ((1,) if info.ndim == 2 else (0,))
     if axes != (-1,) and any(axis not in range(info.ndim) for axis in axes):
         raise UserError(
             f"augmentation.flip_axes is {axes}; expected axes 0 to {info.ndim - 1}, or -1 for none"

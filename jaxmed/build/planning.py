@@ -78,7 +78,7 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
     findings += examine(source, split, progress=show_progress("read", len(source)))
     findings += examine_files(source, sorted(row for rows in split.values() for row in rows))
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    print_findings(findings)
+    print_findings(findings, left_out=leave_out)
     write_json(output / QUALITY_FILE, [_described(finding, source) for finding in findings])
     gone = {row for f in findings if f.kind in leave_out for row in f.leave_out}
     if leave_out:
@@ -94,7 +94,10 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
     _plan(config, source, rows, output)
     print(f"written: {output / QUALITY_FILE}, {output / PLAN_FILE}")
     left = [f for f in findings if not (f.leave_out and set(f.leave_out) <= gone)]
-    return not any(finding.severity == "error" for finding in left)
+    wrong = [finding.kind for finding in left if finding.severity == "error"]
+    if wrong:
+        print(f"mend before training, or results will be wrong: {', '.join(dict.fromkeys(wrong))}")
+    return not wrong
 
 
 def read_findings(folder: Path) -> list[dict[str, Any]]:
@@ -178,13 +181,20 @@ def _open(config: ConfigDict) -> tuple[Source, list[Finding]]:
         return source, [Finding("error", "invalid annotation", advice, tuple(problems))]
 
 
-def print_findings(findings: Sequence[Finding]) -> None:
-    """Print all findings, the worst first, each with its first cases and what to do."""
+def print_findings(findings: Sequence[Finding], *, left_out: Sequence[str] = ()) -> None:
+    """Print all findings, the worst first, each with its first cases and what to do.
+
+    Args:
+        findings: as they are to be printed.
+        left_out: kinds whose cases are left out, of which nothing is to be done any more.
+    """
     if not findings:
         print("nothing stands out")
     for finding in findings:
-        print(f"{finding.severity}: {finding.kind} ({len(finding.cases)}): {some(finding.cases)}")
-        if finding.advice:
+        gone = finding.kind in left_out and bool(finding.leave_out)
+        told = f"{finding.severity}, left out" if gone else finding.severity
+        print(f"{told}: {finding.kind} ({len(finding.cases)}): {some(finding.cases)}")
+        if finding.advice and not gone:
             print(f"    {finding.advice}")
 
 

@@ -17,7 +17,7 @@ from jaxmed.build.workdir import make_folder
 from jaxmed.data.formats.dicom_seg import check_available
 from jaxmed.data.images import Image, image_stem, list_images, read_image, write_image
 from jaxmed.data.sources.base import make_example
-from jaxmed.data.sources.findings import some
+from jaxmed.data.sources.findings import first_of
 from jaxmed.evaluation.pictures import draw_overlay
 from jaxmed.inference.writers import BoxWriter, MaskWriter, ProbabilityWriter
 from jaxmed.training.processes import gather_json, share_of
@@ -47,8 +47,8 @@ def predict_run(
     Pictures of more than `jaxmed.build.large.LARGE` pixels are predicted part by part, after the
     others, and have no overlay.
 
-    A file that cannot be read or predicted stops nothing: it is named at once, and all of them
-    once more at the end.
+    A file that cannot be read or predicted stops nothing: it is named at once, and what is wrong
+    is told at the end.
 
     Raises:
         UserError: where an input is missing; after all else, where a file is broken or of other
@@ -67,8 +67,8 @@ def predict_run(
     large: list[int] = []
     failures: list[str] = []
 
-    def failed(error: UserError) -> None:
-        print(f"not predicted: {error}", file=sys.stderr)
+    def failed(index: int, error: UserError) -> None:
+        print(f"not predicted: {files[index][1]}", file=sys.stderr)
         failures.append(str(error))
 
     def examples() -> Iterator[Example]:
@@ -85,7 +85,7 @@ def predict_run(
                     check_available(path)  # before the work
                 prepared = run.experiment.prepare(example)
             except UserError as error:
-                failed(error)
+                failed(index, error)
                 continue
             images[index] = image
             yield prepared
@@ -101,7 +101,7 @@ def predict_run(
                     write_image(output / "probabilities" / name, classes, image)
                 print(f"{name}: {writer.add(index, name, image, prediction)}")
             except UserError as error:
-                failed(error)
+                failed(index, error)
                 continue
             if overlay:
                 _draw(output / "overlays" / _overlay_name(name), image, prediction, run)
@@ -110,7 +110,7 @@ def predict_run(
             try:
                 print(f"{name}: {predict_large(path, index, name, run, writer)}")
             except UserError as error:
-                failed(error)
+                failed(index, error)
                 continue
             if overlay:
                 print(f"note: no overlay of {name}, which is too large to be shown")
@@ -120,10 +120,8 @@ def predict_run(
     failures = gather_json(failures)
     print(f"{count_of(len(files) - len(failures), 'image')} -> {written}")
     if failures:
-        raise UserError(
-            f"{len(failures)} of {count_of(len(files), 'file')} could not be predicted: "
-            f"{some(failures)}"
-        )
+        told = f"{len(failures)} of {count_of(len(files), 'file')} could not be predicted"
+        raise UserError("\n".join([told, *first_of(failures)]))
 
 
 def _overlay_name(name: str) -> str:

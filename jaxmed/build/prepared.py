@@ -87,6 +87,8 @@ def prepare_run(config: ConfigDict, output: str | Path) -> None:
     from jaxmed.build.runs import cut_split
 
     check_numbers(config)
+    config = config.copy_and_resolve_references()
+    config.data.prepared = str(output)
     source = datasets.make_source(config)
     split, _ = cut_split(config, source)
     config, _, _ = resolve(config, source, rows_of(split, "train"))

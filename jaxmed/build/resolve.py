@@ -205,17 +205,25 @@ def cut_folds(
 
 
 def fold_gaps(source: Source, split: Mapping[str, Sequence[int]]) -> list[str]:
-    """A sentence for each fold without cases of some class, whose scores have no value there."""
+    """A sentence for each fold that lacks a class, and for each whose model would never see one."""
     if source.labels is None:
         return []
     labels, names = np.asarray(source.labels), source.info.class_names
-    notes = []
-    for part in (part for part in split if part.startswith("fold")):
-        own = labels[list(split[part])]
+    folds = [part for part in split if part.startswith("fold")]
+
+    def lacks(rows: Sequence[int]) -> list[str]:
+        own = labels[list(rows)]
         there = own == 1 if own.ndim == 2 else own[:, None] == np.arange(len(names))
-        gone = [name for name, found in zip(names, there.any(0), strict=True) if not found]
+        return [name for name, found in zip(names, there.any(0), strict=True) if not found]
+
+    notes = []
+    for fold, part in enumerate(folds):
+        gone = lacks(split[part])
         if gone:
             notes.append(f"{part} has no case of {some(gone)}: its scores of these are undefined")
+        unseen = [name for name in lacks(rows_of(split, "train", fold)) if name not in gone]
+        if unseen:
+            notes.append(f"all cases of {some(unseen)} are in {part}: its model never learns these")
     return notes
 
 

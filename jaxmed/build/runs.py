@@ -21,7 +21,7 @@ from jaxmed.build.config import (
 from jaxmed.build.dry_run import print_dry_run
 from jaxmed.build.experiment import Experiment
 from jaxmed.build.first_batch import draw_first_batch
-from jaxmed.build.members import check_members, plan_members, read_members, rows_of
+from jaxmed.build.members import plan_members, read_members, rows_of
 from jaxmed.build.preparation import PrepareForTraining
 from jaxmed.build.prepared import prepared_cases
 from jaxmed.build.resolve import (
@@ -126,7 +126,6 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
     )
     if not earlier:
         print_plan(settings)
-    check_members(config, members)
     if earlier:
         members = read_members(earlier)
     else:

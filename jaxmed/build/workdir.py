@@ -177,17 +177,19 @@ def write_or_compare(workdir: Path, run: dict[str, Any]) -> None:
     before, now = flatten(old["config"]), flatten(run["config"])
     longer = now["training.steps"] >= before["training.steps"]
     if now["optimizer.schedule"] == "constant" and longer:
-        before["training.steps"] = now["training.steps"]
+        for key in ("training.steps", "training.epochs"):
+            before[key] = now[key]
     for key in now:
         if key in FREE or key.endswith("_every") or key.startswith("sharding."):
             before[key] = now[key]
     changed = differences(before, now)
     if changed:
         advice = "use another workdir, or the old values to go on with it"
-        # A planned warm-up follows the length.
-        length = ("training.steps", "training.epochs", "optimizer.warmup")
-        is_longer = any(line.startswith(length[:2]) for line in changed)
-        if is_longer and all(line.startswith(length) for line in changed):
+        length = ("training.steps", "training.epochs")
+        if any(line.startswith(length) for line in changed):
+            # A warm-up that was given as a share follows the length.
+            changed = [line for line in changed if not line.startswith("optimizer.warmup")]
+        if all(line.startswith(length) for line in changed):
             advice = (
                 f"under the schedule {now['optimizer.schedule']} a longer run is another one: use "
                 f"another workdir, perhaps with --config.model.init={workdir}"

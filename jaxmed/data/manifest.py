@@ -62,6 +62,12 @@ def read_entries(
     """
     paths = [root / name for name in MANIFESTS if (root / name).is_file()]
     if not paths:
+        above = [name for name in MANIFESTS if (root.resolve().parent / name).is_file()]
+        if above:
+            findings.notes.append(
+                f"The {' and '.join(above)} in the folder above is not used, nor any patients, "
+                "parts and labels in it; to use it give that folder as data.path."
+            )
         return None
     by_file: dict[str, list[int]] = defaultdict(list)
     by_stem: dict[str, list[int]] = defaultdict(list)

@@ -15,6 +15,7 @@ import math
 import os
 import struct
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,9 @@ VERSION = 1
 INDEX_FILE = "index.json"
 SHARD_BYTES = 2**26
 """Of the arrays of a shard, about: what an interrupted run has to do again at most."""
+
+ABANDONED_SECONDS = 86_400.0
+"""After which a file that nobody went on writing is taken for a killed writer's."""
 
 _LENGTH = struct.Struct("<I")  # of the header
 _DTYPES = ("uint8", "int16", "int32", "int64", "float32", "float64", "bool")
@@ -111,6 +115,7 @@ def write_shards(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder)
         first = sum(np.asarray(array).nbytes for array in read(rows[0]).values())
         each = max(1, SHARD_BYTES // max(first, 1))
         blocks = [list(rows[i : i + each]) for i in range(0, len(rows), each)]
@@ -185,6 +190,14 @@ def _new_file(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed writers left, but not what one that is still at work writes to."""
+    for part in folder.glob(".*.array_record"):
+        with contextlib.suppress(OSError):  # another writer may be as quick
+            if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+                part.unlink()
 
 
 def _sync(path: Path) -> None:

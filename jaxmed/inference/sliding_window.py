@@ -20,7 +20,7 @@ def window_regions(
 
     Args:
         shape: spatial shape of the image; along an axis shorter than the window, one region that
-            reaches beyond the image.
+            has the image in its middle, as training pads it, and begins before 0.
         window: spatial shape of a window.
         overlap: share of a window, at least, that it has in common with its neighbour; [0, 1).
     """
@@ -28,10 +28,12 @@ def window_regions(
         raise ValueError(f"overlap is {overlap}; expected a share from 0 to below 1")
     starts = []
     for size, width in zip(shape, window, strict=True):
+        last = size - width
         step = max(1, int(width * (1 - overlap)))
-        count = 1 + max(0, math.ceil((size - width) / step))
-        last = max(0, size - width)
-        starts.append(np.linspace(0, last, count).round().astype(int))
+        count = 1 + max(0, math.ceil(last / step))
+        # The middle is where `patches.random_patch` puts an image that is smaller than the patch.
+        first = min(0, last // 2)
+        starts.append(np.linspace(first, max(first, last), count).round().astype(int))
     return [
         tuple(slice(int(s), int(s) + w) for s, w in zip(start, window, strict=True))
         for start in itertools.product(*starts)
@@ -46,11 +48,14 @@ def extract(image: Any, region: Region, *, fill: float = 0.0) -> np.ndarray:
         region: of the size wanted.
         fill: beyond the image.
     """
-    inside = image[region]
-    missing = [s.stop - s.start - n for s, n in zip(region, inside.shape, strict=False)]
-    if not any(missing):
+    inside = image[tuple(slice(max(0, s.start), s.stop) for s in region)]
+    before = [max(0, -s.start) for s in region]
+    after = [
+        s.stop - s.start - b - n for s, b, n in zip(region, before, inside.shape, strict=False)
+    ]
+    if not any(before + after):
         return inside
-    widths = [(0, m) for m in missing] + [(0, 0)] * (inside.ndim - len(missing))
+    widths = [*zip(before, after, strict=True)] + [(0, 0)] * (inside.ndim - len(region))
     return np.pad(inside, widths, constant_values=np.asarray(fill).astype(inside.dtype))
 
 
@@ -94,10 +99,12 @@ class Blend:
         """Add (*window, channels) values of one window; what lies beyond the image is left out."""
         weight = importance(tuple(s.stop - s.start for s in region))[..., None]
         region = (slice(region[0].start - self.first, region[0].stop - self.first), *region[1:])
-        target = self._sum[region]
-        inside = tuple(slice(0, n) for n in target.shape[:-1])
+        on_canvas = tuple(slice(max(0, s.start), s.stop) for s in region)
+        target = self._sum[on_canvas]
+        before = [max(0, -s.start) for s in region]
+        inside = tuple(slice(b, b + n) for b, n in zip(before, target.shape[:-1], strict=True))
         target += (values * weight)[inside]
-        self._weight[region] += weight[inside]
+        self._weight[on_canvas] += weight[inside]
 
     def take(self, until: int) -> np.ndarray:
         """The blended rows from `first` up to `until`, from where the canvas then begins."""

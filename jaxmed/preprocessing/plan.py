@@ -27,7 +27,7 @@ REASONS = {
     ),
     "data.intensity.mean": "of the training part",
     "data.intensity.std": "of the training part",
-    "data.intensity.clip": "0.5 and 99.5 percentile of CT",
+    "data.intensity.clip": "0.5 and 99.5 percentile in CT; nothing is cut elsewhere",
     "data.size": "the median image, shrunk to what a network can look at whole",
     "data.fit": "stretched where all images have one aspect, else padded",
     "data.patch": "as much of the median image as fits, in its proportions",
@@ -37,12 +37,12 @@ REASONS = {
     ),
     "data.max_boxes": "half as many again as in the busiest image",
     "model.width": "moderate, for some minutes on two CPU cores",
-    "model.stem_strides": "small images are not shrunk at once",
+    "model.stem_strides": "1 for sides of up to 40, 2 of up to 96, else 4",
     "model.levels": "the stages whose cells are as large as the objects",
-    "model.head_features": "volumes have many cells",
+    "model.head_features": "96 in 2-D, 48 in 3-D, where there are many cells",
     "model.features": "doubled at each level",
     "model.strides": "axes are halved until 4 voxels are left, thick ones later",
-    "evaluation.nsd_tolerance": "1 mm, or one voxel of a microscope",
+    "evaluation.nsd_tolerance": "1 mm; where voxels are below 0.1 mm, one voxel",
     "training.steps": "some minutes on two CPU cores, within 8 to 150 epochs",
 }
 """Why each setting is planned as it is."""
@@ -204,9 +204,10 @@ def _patch(median: np.ndarray, spacing: np.ndarray, ndim: int) -> tuple[int, ...
     budget = {2: 192**2, 3: 56**3}[ndim]
     scale = min(1.0, (budget / math.prod(median)) ** (1 / ndim))
     fine = spacing.min()
-    # A thick axis is halved fewer times, so its side needs fewer factors of two.
+    # A thick axis is halved fewer times, so its side needs fewer factors of two; and of a short
+    # side rounding up by many voxels were much of the patch.
     multiples = [
-        16 if s < 2 * fine and m >= 32 else 8 if m >= 16 else 4
+        16 if s < 2 * fine and m >= 64 else 8 if m >= 16 else 4
         for s, m in zip(spacing, median, strict=True)
     ]
     return tuple(

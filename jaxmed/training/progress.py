@@ -148,7 +148,8 @@ class Progress:
             if not is_finite and member not in self._diverged:
                 self._diverged[member] = step
                 rest = len(self._members) - len(self._diverged)
-                told = f"; {count_of(rest, 'other model')} go on" if rest else ""
+                goes_on = "goes on" if rest == 1 else "go on"
+                told = f"; {count_of(rest, 'other model')} {goes_on}" if rest else ""
                 self.logger.say(f"{member} diverged at step {step}{told}")
 
     def resume_clock(self) -> None:

@@ -314,7 +314,7 @@ def test_a_run_goes_on_without_the_one_it_started_from_and_takes_no_colours(tmp_
         gray = iio.imread(file)
         iio.imwrite(file, np.stack([gray, 255 - gray, gray], -1))
     other = config_of_run(read_run(tmp_path / "second"))
-    with pytest.raises(UserError, match="24 problems: .* is coloured"):
+    with pytest.raises(UserError, match="24 problems\n.* is coloured"):
         evaluate_run(tmp_path / "second", part="all", config=other)
 
 

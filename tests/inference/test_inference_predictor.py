@@ -8,6 +8,7 @@ import pytest
 from jaxmed.inference.banded_image import BandedImage
 from jaxmed.inference.predictor import Predictor
 from jaxmed.inference.sliding_window import Blend, extract, importance, window_regions
+from jaxmed.preprocessing.patches import random_patch
 
 
 def example(index, shape, channels=2):
@@ -29,7 +30,7 @@ def test_windows_cover_every_voxel_and_overlap_enough(sides, overlap):
     seen = np.zeros(shape, int)
     for region in regions:
         assert [s.stop - s.start for s in region] == list(window)
-        seen[region] += 1
+        seen[tuple(slice(max(0, s.start), s.stop) for s in region)] += 1
     assert seen.min() >= 1
     for axis, width in enumerate(window):
         starts = sorted({r[axis].start for r in regions})
@@ -93,6 +94,14 @@ def test_cases_are_given_out_as_soon_as_they_are_done():
 def test_padding_beyond_the_image_is_the_fill_value():
     part = extract(np.ones((3, 3, 1), np.float32), (slice(1, 5), slice(0, 3)), fill=7.0)
     np.testing.assert_array_equal(part[..., 0], [[1] * 3, [1] * 3, [7] * 3, [7] * 3])
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (8, 3), (1, 8), (7, 7)])
+def test_a_small_image_is_predicted_where_it_was_trained_on(shape):
+    given = {"image": np.random.default_rng(0).normal(size=(*shape, 1)).astype(np.float32)}
+    trained = random_patch(given, shape=(8, 10), rng=np.random.default_rng(0), value=7.0)
+    [region] = window_regions(shape, (8, 10))
+    np.testing.assert_array_equal(extract(given["image"], region, fill=7.0), trained["image"])
 
 
 def test_windows_count_most_in_their_middle():

@@ -23,7 +23,7 @@ PART_NAMES = {
     "test": "test",
     "testing": "test",
 }
-SHOWN_PROBLEMS = 10  # a line with more is not read to its end
+SHOWN_PROBLEMS = 10
 
 
 class DataError(UserError):
@@ -67,21 +67,23 @@ class Findings:
             advice = "mend the files, or leave these out with --config.data.invalid=drop"
             raise _data_error(self.where, self.invalid, advice)
         if self.invalid:
-            shown = "; ".join(self.invalid[:SHOWN_PROBLEMS]) + _rest(self.invalid)
+            shown = "; ".join(first_of(self.invalid))
             problems = count_of(len(self.invalid), "problem")
             self.notes.append(f"Left out because of {problems}: {shown}")
             self.invalid = []  # told; a later call is of what was found since
 
 
 def _data_error(where: Path, problems: Sequence[str], advice: str) -> DataError:
-    shown = "; ".join(problems[:SHOWN_PROBLEMS]) + _rest(problems)
-    count = "" if len(problems) == 1 else f"{len(problems)} problems: "
-    return DataError(f"{where}: {count}{shown}; {advice}", problems)
+    if len(problems) == 1:
+        return DataError(f"{where}: {problems[0]}; {advice}", problems)
+    lines = [f"{where}: {len(problems)} problems", *first_of(problems), advice]
+    return DataError("\n".join(lines), problems)
 
 
-def _rest(problems: Sequence[str]) -> str:
+def first_of(problems: Sequence[str]) -> list[str]:
+    """The first problems, and how many more there are."""
     more = len(problems) - SHOWN_PROBLEMS
-    return f"; and {more} more" if more > 0 else ""
+    return [*problems[:SHOWN_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]
 
 
 def part_name(text: str) -> str | None:
