@@ -28,7 +28,6 @@ PRESETS = {
         "augmentation.brightness": 0.5,
         "augmentation.contrast": 0.5,
         "training.epochs": 16.0,
-        "optimizer.ema": 0.99,
     },
 }
 

@@ -31,7 +31,6 @@ TUNED = {
         "loss.label_smoothing": 0.05,
         "loss.class_weights": "balanced",
         "training.epochs": 16.0,
-        "optimizer.ema": 0.99,
     },
 }
 PRESETS = {"": {}, **{name: {"data.name": name, **TUNED.get(name, {})} for name in MEDMNIST_SETS}}

@@ -21,8 +21,6 @@ PRESETS = {
         "model.features": (16, 32, 64, 128),
         "augmentation.affine": 0.4,
         "augmentation.rotation": 20.0,
-        "augmentation.flip_axes": (0,),
-        "optimizer.ema": 0.99,
         "optimizer.learning_rate": 0.002,
         "training.steps": 800,
         "evaluation.overlap": 0.5,

@@ -25,7 +25,6 @@ PRESETS = {
         "augmentation.rotation": 180.0,
         "augmentation.scale": (0.7, 1.4),
         "optimizer.learning_rate": 0.001,
-        "optimizer.ema": 0.99,
         "training.steps": 600,
         "evaluation.overlap": 0.25,
     },
