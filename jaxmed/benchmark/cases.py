@@ -27,6 +27,7 @@ from jaxmed.benchmark.timing import Work, compile_work
 from jaxmed.build.preparation import Prepare, PrepareForTraining, TrainingView
 from jaxmed.data.images import read_image
 from jaxmed.data.loader import training_batches
+from jaxmed.data.shards import Shards, write_shards
 from jaxmed.data.sources.base import make_example
 from jaxmed.evaluation.bootstrap import bootstrap_weights
 from jaxmed.inference.predictor import Predictor
@@ -37,6 +38,7 @@ from jaxmed.tasks.segmentation import Segmentation
 from jaxmed.training.checkpoints import Checkpoints
 from jaxmed.training.state import network_variables
 from jaxmed.training.step import make_step
+from jaxmed.types import DatasetInfo, Example
 
 CASES: dict[str, Callable[[], Work]] = dict(SCALE_CASES)
 """Every case by its name."""
@@ -177,25 +179,43 @@ def prepare_nifti() -> Work:
     return Work(run, unit="cases")
 
 
-@_case("loader")
-def loader() -> Work:
-    """Batches of 8 random patches of 64 x 64 x 64, a third on foreground, of volumes in memory."""
-    rng = np.random.default_rng(0)
-    prepare = PrepareForTraining(Prepare(channels=1, normalization="zscore"))
-    volumes = []
-    for index in range(16):
-        image = rng.normal(size=(96, 96, 96, 1)).astype(np.float32)
-        example = make_example(image, index=index)
-        volumes.append(prepare({**example, "mask": sizes.ball((96, 96, 96))}))
+def _prepared_volume(number: int) -> Example:
+    example = make_example(sizes.volume(number)[..., None], index=number)
+    example["mask"] = sizes.ball(sizes.VOLUME)
+    return PrepareForTraining(Prepare(channels=1, normalization="zscore"))(example)
+
+
+def _loader_work(cases: Any) -> Work:
+    """Batches of random patches, a third on foreground."""
     batches = training_batches(
-        volumes,
-        range(len(volumes)),
-        batch_size=8,
+        cases,
+        range(sizes.VOLUMES),
+        batch_size=sizes.PATCHES,
         seed=0,
-        prepare=TrainingView(patch=(64, 64, 64)),
+        prepare=TrainingView(patch=sizes.PATCH),
     )
     atexit.register(batches.close)
-    return Work(lambda: next(batches), items=8, unit="patches")
+
+    def run() -> None:
+        for _ in range(sizes.BATCHES):
+            next(batches)
+
+    return Work(run, items=sizes.BATCHES * sizes.PATCHES, unit="patches")
+
+
+@_case("loader")
+def loader() -> Work:
+    """Of prepared volumes in memory."""
+    return _loader_work([_prepared_volume(number) for number in range(sizes.VOLUMES)])
+
+
+@_case("loader_prepared")
+def loader_prepared() -> Work:
+    """Of prepared volumes on disk, each read anew for each patch."""
+    folder, names = sizes.scratch(), [str(number) for number in range(sizes.VOLUMES)]
+    write_shards(_prepared_volume, range(sizes.VOLUMES), names, folder, key="")
+    info = DatasetInfo("volumes", "segmentation", 3, 1, ("background", "outer", "inner"))
+    return _loader_work(Shards(folder, key="", info=info))
 
 
 @_case("surface_scores")

@@ -81,6 +81,17 @@ class WindowSize:
 WINDOW = WindowSize((128, 128, 96), (64, 64, 64), 4, 0.5)
 
 
+VOLUMES, VOLUME, PATCH, PATCHES = 16, (96, 96, 96), (64, 64, 64), 8
+"""Of a set to be cut into batches of random patches: cases, their shape, patches' and how many."""
+BATCHES = 20
+"""That are timed as one, since those that were made ahead come for nothing."""
+
+
+def volume(number: int) -> np.ndarray:
+    """One of the volumes of such a set."""
+    return np.random.default_rng(number).normal(size=VOLUME).astype(np.float32)
+
+
 def scratch() -> Path:
     """A folder that goes when the program ends."""
     folder = tempfile.mkdtemp()

@@ -11,6 +11,7 @@ default layout; experiments/results/cpu.md says what channels last changes.
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai import transforms
+from monai import data, transforms
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
@@ -168,6 +169,44 @@ def _prepare_nifti() -> Callable[[], Any]:
     return lambda: prepare({"image": str(image), "mask": str(mask)})
 
 
+def _loader(*, on_disk: bool) -> Callable[[], Any]:
+    """Random patches of volumes that were prepared once, with what is needed to find foreground."""
+    folder, keys = sizes.scratch(), ["image", "mask"]
+    for number in range(sizes.VOLUMES):
+        np.save(folder / f"image{number}.npy", sizes.volume(number))
+    np.save(folder / "mask.npy", sizes.ball(sizes.VOLUME))
+    items = [
+        {"image": str(folder / f"image{number}.npy"), "mask": str(folder / "mask.npy")}
+        for number in range(sizes.VOLUMES)
+    ]
+    indices = {"fg_indices_key": "mask_fg_indices", "bg_indices_key": "mask_bg_indices"}
+    prepare = transforms.Compose(
+        [
+            transforms.LoadImaged(keys, ensure_channel_first=True),
+            transforms.NormalizeIntensityd("image"),
+            transforms.FgBgToIndicesd("mask"),
+            transforms.RandCropByPosNegLabeld(
+                keys, "mask", sizes.PATCH, pos=1, neg=2, num_samples=1, **indices
+            ),
+            transforms.DeleteItemsd(list(indices.values())),
+        ]
+    )
+    if on_disk:
+        dataset = data.PersistentDataset(items, prepare, cache_dir=folder / "cache")
+    else:
+        dataset = data.CacheDataset(items, prepare, progress=False)
+    loader = data.DataLoader(
+        dataset, num_workers=2, batch_size=sizes.PATCHES, shuffle=True, persistent_workers=True
+    )
+    batches = (batch for _ in itertools.count() for batch in loader)
+
+    def run() -> None:
+        for _ in range(sizes.BATCHES):
+            next(batches)
+
+    return run
+
+
 def _surface_scores() -> Callable[[], Any]:
     def one_hot(mask: np.ndarray) -> Any:
         return torch.as_tensor(mask[None] == np.arange(sizes.CLASSES).reshape(-1, 1, 1, 1))[None]
@@ -213,6 +252,8 @@ CASES: dict[str, Callable[[], Callable[[], Any]]] = {
     "augmentation2d": lambda: _augmentation(sizes.AUGMENTATION_2D),
     "augmentation3d": lambda: _augmentation(sizes.AUGMENTATION_3D),
     "prepare_nifti": _prepare_nifti,
+    "loader": lambda: _loader(on_disk=False),
+    "loader_prepared": lambda: _loader(on_disk=True),
     "surface_scores": _surface_scores,
     "sliding_window": _sliding_window,
     "import": _import,

@@ -28,7 +28,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from jaxmed.data.quality import THREADS
 from jaxmed.types import DatasetInfo, Example, UserError
 
-VERSION = 1
+VERSION = 2
 INDEX_FILE = "index.json"
 SHARD_BYTES = 2**26
 """Of the arrays of a shard, about: what an interrupted run has to do again at most."""
@@ -58,15 +58,30 @@ def encode(example: Example, *, name: str) -> bytes:
     ]
     if odd:
         raise UserError(f"case {name}: {', '.join(odd)}; expected one of {', '.join(_DTYPES)}")
-    table = [[key, str(array.dtype), list(array.shape)] for key, array in arrays.items()]
+    stored = {key: _narrow(array) for key, array in arrays.items()}
+    table = [
+        [key, str(array.dtype), str(stored[key].dtype), list(array.shape)]
+        for key, array in arrays.items()
+    ]
     header = json.dumps({"id": name, "arrays": table}).encode()
     parts = [_LENGTH.pack(len(header)), header]
-    parts += [np.ascontiguousarray(array).tobytes() for array in arrays.values()]
+    parts += [np.ascontiguousarray(array).tobytes() for array in stored.values()]
     return b"".join(parts)
 
 
+def _narrow(array: np.ndarray) -> np.ndarray:
+    """Numbers such as a mask's in as few bytes as hold them, since reading is what takes time."""
+    if array.dtype.kind != "i" or not array.size:
+        return array
+    low, high = array.min(), array.max()
+    for name in ("uint8", "int16"):
+        if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
+            return array.astype(name)
+    return array
+
+
 def decode(record: bytes) -> Example:
-    """The case that `encode` wrote; its arrays are read-only views of the record.
+    """The case that `encode` wrote; its arrays may be read-only views of the record.
 
     Raises:
         ValueError: where the bytes are no such record.
@@ -75,11 +90,11 @@ def decode(record: bytes) -> Example:
     start = _LENGTH.size + length
     header = json.loads(record[_LENGTH.size : start])
     example: Example = {}
-    for key, dtype, shape in header["arrays"]:
-        if dtype not in _DTYPES:
-            raise ValueError(f"{key} is of type {dtype}")
-        array = np.frombuffer(record, dtype, math.prod(shape), start).reshape(shape)
-        example[key] = array
+    for key, dtype, stored, shape in header["arrays"]:
+        if dtype not in _DTYPES or stored not in _DTYPES:
+            raise ValueError(f"{key} is of type {dtype}, stored as {stored}")
+        array = np.frombuffer(record, stored, math.prod(shape), start).reshape(shape)
+        example[key] = array.astype(dtype, copy=False)
         start += array.nbytes
     return example
 

@@ -47,7 +47,21 @@ def assert_same(found, expected):
 
 def test_a_record_comes_back_as_it_was():
     example = {**case(1), "on": np.array([True, False]), "scale": np.ones(2), "none": np.zeros(0)}
+    for low, high in [(0, 255), (0, 256), (-1, 0), (-32768, 32767), (-32769, 0), (0, 2**31 - 1)]:
+        example[f"{low} to {high}"] = np.array([low, high], np.int32)
+    example["far"] = np.array([-(2**40), 2**40])
     assert_same(decode(encode(example, name="a")), example)
+    lean, full = ({"mask": case(1)["mask"] + more} for more in (0, 10**6))
+    assert len(encode(lean, name="a")) < len(encode(full, name="a")) - 500, "stored as bytes"
+
+
+def test_what_killed_writers_left_goes_and_what_others_write_stays(folder):
+    old, new = (folder / f".{name}.shard-00000-of-00003.array_record" for name in "ab")
+    for part in (old, new):
+        part.touch()
+    os.utime(old, (0, 0))
+    write_shards(case, range(0, 40, 2), IDS, folder, key="k")
+    assert new.exists() and not old.exists()
 
 
 def test_cases_come_back_by_their_rows_in_threads_and_processes(folder):
