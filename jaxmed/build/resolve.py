@@ -80,6 +80,8 @@ def resolve(
     if earlier is not None:
         settings = {k: v for k, v in earlier.items() if k in given and is_open(given[k])}
         settings = {k: v for k, v in settings.items() if not is_open(v)}
+        if config.training.epochs:  # perhaps more of them
+            settings.pop("training.steps", None)
         if config.optimizer.schedule == "constant":
             settings["optimizer.warmup"] = earlier["optimizer.warmup"]
     elif config.plan == "auto":

@@ -27,13 +27,13 @@ def run(script, *arguments):
 
 
 def complaint(script, *arguments):
-    """The one line of a failed run."""
+    """What a failed run says is wrong."""
     done = run(script, *arguments)
     assert done.returncode == 2, done.stderr[-2000:]
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, done.stderr
     assert "Traceback" not in done.stderr
-    return lines[0]
+    _, error, told = ("\n" + done.stderr).partition("\nerror: ")
+    assert error and "\nerror: " not in told, done.stderr
+    return f"error: {told}".rstrip()
 
 
 def train(config, tmp_path, *arguments):

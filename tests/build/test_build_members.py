@@ -25,9 +25,11 @@ from jaxmed.build.members import (
     setting_of_best,
 )
 from jaxmed.build.predictions import predict_run
+from jaxmed.build.resolve import fold_gaps
 from jaxmed.build.runs import train_run
 from jaxmed.build.trained import load_run
 from jaxmed.data.sources.phantom_files import write_phantoms
+from jaxmed.data.sources.phantoms import Phantoms
 from jaxmed.evaluation.evaluate import summarize_cases
 from jaxmed.tasks.classification import Classification
 from jaxmed.training.checkpoints import restore_members
@@ -70,7 +72,7 @@ def test_every_combination_is_a_member():
         ("model.dropout=0.1", "has one value; set it for all models"),
         ("model.dropout=0.1,0.1", "none twice"),
         ("optimizer.learning_rate=1e-3,inf", "learning_rate=inf; expected finite"),
-        ("model.dropout=0.1;model.dropout=0.2", "for each key once"),
+        ("model.dropout=0.1,0.3;model.dropout=0.2", "for each key once"),
         ("optimizer.ema=0,0.9", "on in some models and off in others"),
     ],
 )
@@ -303,6 +305,27 @@ def test_scores_of_folds_are_means_over_them():
     assert apart["accuracy"]["value"] == pooled["accuracy"]["value"] == 0.5
 
 
+def test_folds_that_lack_a_class_or_hold_all_of_it_are_told():
+    source = Phantoms("cells", task="classification", size=16, count=6)
+    first, second, third = source.info.class_names
+    source.labels = [0, 0, 1, 1, 0, 2]
+    split = {"fold0": [0, 2], "fold1": [1, 3], "fold2": [4, 5], "test": []}
+    assert fold_gaps(source, split) == [
+        f"fold0 has no case of {third}: its scores of these are undefined",
+        f"fold1 has no case of {third}: its scores of these are undefined",
+        f"fold2 has no case of {second}: its scores of these are undefined",
+        f"all cases of {third} are in fold2: its model never learns these",
+    ]
+    source.labels = np.array([[1, 0, 0], [0, 1, 1]])
+    told = fold_gaps(source, {"fold0": [0], "fold1": [1]})
+    assert told == [
+        f"fold0 has no case of {second}, {third}: its scores of these are undefined",
+        f"all cases of {first} are in fold0: its model never learns these",
+        f"fold1 has no case of {first}: its scores of these are undefined",
+        f"all cases of {second}, {third} are in fold1: its model never learns these",
+    ]
+
+
 @pytest.fixture(scope="module")
 def folds(tmp_path_factory):
     """A finished run of three folds, one that was stopped half way and went on, and its data."""
@@ -325,7 +348,9 @@ def test_a_cross_validation_is_evaluated_as_one(folds):
     assert len(summary["ensemble"]) == len(summary["members"]) == 6
     assert {"mean", "std"} == summary["spread"]["dice"].keys()
     with (folds / "whole/evaluation/val/cases.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == summary["cases"]
+        rows = list(csv.DictReader(file))
+    assert len(rows) == summary["cases"]
+    assert all(row["id"] in split[fold_name(int(row["fold"]))] for row in rows)
     page = (folds / "whole/report.html").read_text()
     assert "fold1 seed1" in page
     assert "standard deviation" in page

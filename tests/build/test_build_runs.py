@@ -285,6 +285,25 @@ def test_a_longer_run_under_a_constant_schedule_goes_on(tmp_path):
 
 
 @pytest.mark.slow
+def test_more_epochs_go_on_under_a_constant_schedule_only(tmp_path):
+    def config(schedule, epochs):
+        settings = {"optimizer.schedule": schedule, "training.epochs": epochs, "training.steps": 0}
+        return small_config("classification", **settings)
+
+    def last(run):
+        return max(int(p.name) for p in (tmp_path / run / "checkpoints").glob("[0-9]*"))
+
+    for schedule in ("constant", "cosine"):
+        train_run(config(schedule, 0.5), tmp_path / schedule)
+    first = last("constant")
+    train_run(config("constant", 1.5), tmp_path / "constant")
+    assert last("constant") > first
+    with pytest.raises(UserError, match=r"training.steps: .*--config.model.init=") as error:
+        train_run(config("cosine", 1.5), tmp_path / "cosine")
+    assert "warmup" not in str(error.value)
+
+
+@pytest.mark.slow
 def test_coloured_images_are_not_made_gray_unasked(trained):
     run = load_run(trained["volumes"])
     colours = np.random.default_rng(0).normal(0, 100, (8, 8, 8, 3)).astype(np.float32)
