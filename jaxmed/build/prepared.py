@@ -20,6 +20,7 @@ from jaxmed.build.preparation import Prepare, PrepareForTraining, make_prepare
 from jaxmed.build.resolve import resolve
 from jaxmed.build.workdir import make_folder
 from jaxmed.data.shards import VERSION, Shards, is_finished, write_shards
+from jaxmed.data.tfds_writing import write_tfds
 from jaxmed.preprocessing.fingerprint import digest
 from jaxmed.training.processes import is_first, wait_for_all
 from jaxmed.types import Source, count_of
@@ -77,12 +78,15 @@ def set_key(source: Source, prepare: Prepare, rows: Sequence[int]) -> str:
     return content.hexdigest()
 
 
-def prepare_run(config: ConfigDict, output: str | Path) -> None:
+def prepare_run(config: ConfigDict, output: str | Path, *, as_tfds: bool = False) -> None:
     """Prepare the cases of a config as training would, with `data.prepared` set to this folder.
 
     Args:
         config: as for training; left open, it is planned the same way.
         output: folder of prepared sets.
+        as_tfds: write the cases of all parts as a data set of TensorFlow Datasets instead, for
+            other programs; its images are as the network gets them, but for a scaling by the
+            statistics of the set, which training does on the device.
     """
     from jaxmed.build.runs import cut_split
 
@@ -92,6 +96,18 @@ def prepare_run(config: ConfigDict, output: str | Path) -> None:
     source = datasets.make_source(config)
     split, _ = cut_split(config, source)
     config, _, _ = resolve(config, source, rows_of(split, "train"))
+    if as_tfds:
+        prepare, count = make_prepare(config), sum(map(len, split.values()))
+        home = write_tfds(
+            lambda row: prepare(source[row]),
+            split,
+            source.ids,
+            source.info,
+            output,
+            progress=show_progress("written", count),
+        )
+        print(f"{count_of(count, 'case')} written: tfds.builder_from_directory({str(home)!r})")
+        return
     shards = prepared_cases(output, source, make_prepare(config), split)
     print(f"{count_of(len(shards), 'case')} ready: train.py --config.data.prepared={output}")
 

@@ -28,7 +28,7 @@ class TFDS:
         path: the folder of a prepared data set, or the name of one, such as "bccd".
         data_dir: where data sets lie that are given by name; TFDS's own default if not given.
         download: download and prepare the data set if it is not there.
-        class_names: of a mask, the background first, since TFDS does not know them.
+        class_names: of a mask, the background first, where the data set does not name them.
         image_key: the feature that is the image; by default `image`, or the only one of its kind.
 
     Raises:
@@ -44,11 +44,15 @@ class TFDS:
         class_names: Sequence[str] | None = None,
         image_key: str | None = None,
     ):
-        tfds = _import_tfds()
+        tfds = import_tfds()
         builder = _open_builder(tfds, str(path), data_dir, download=download)
         self._where = str(builder.info.full_name)
         features = builder.info.features
         self._image_key = image_key or _find_image(tfds, features, self._where)
+        told = dict(
+            builder.info.metadata or {}
+        )  # as `tfds_writing` leaves it; of others often none
+        class_names = class_names or told.get("class_names")
         self._fields = _find_labels(tfds, features, self._image_key, class_names, self._where)
         self.notes: Sequence[str] = []
         names = {split: part_name(split) for split in builder.info.splits}
@@ -74,6 +78,7 @@ class TFDS:
             channels=image.shape[-1],
             class_names=self._fields.class_names,
             multilabel=self._fields.multilabel,
+            instances=bool(told.get("instances")),
             citation=" ".join((builder.info.citation or "").split()),
         )
 
@@ -87,7 +92,7 @@ class TFDS:
         """One example, or a region of it; see `jaxmed.types.Source`."""
         row = row_number(index, len(self))
         stored = self._fetch(row)
-        example = make_example(self._image(stored), index=row)
+        example = make_example(self._image(stored), index=row, spacing=stored.get("spacing"))
         example.update(self._fields.read(stored, example["image"].shape[:-1]))
         check_example(example, self.info, where=f"{self._where} {self.ids[row]}")
         return crop_example(example, region)
@@ -139,12 +144,13 @@ class _Fields:
         return {"label": np.asarray(value, np.int32)}
 
 
-def _import_tfds() -> ModuleType:
+def import_tfds() -> ModuleType:
+    """TensorFlow Datasets, which takes seconds to load, or a UserError that says how to have it."""
     try:
         import tensorflow_datasets
     except ImportError as error:
         raise UserError(
-            f"TensorFlow Datasets is not installed ({error}); run pip install 'jaxmed[tfds]'"
+            f"TensorFlow Datasets is not installed ({error}); install jaxmed anew"
         ) from error
     return tensorflow_datasets
 
