@@ -17,16 +17,10 @@ from jaxmed.build.config import write_json
 from jaxmed.build.prepared import show_progress
 from jaxmed.build.resolve import resolve
 from jaxmed.build.workdir import make_folder
-from jaxmed.data.examination import (
-    BROKEN,
-    CURABLE,
-    OTHER_CHANNELS,
-    SEVERITIES,
-    Finding,
-    examine,
-)
+from jaxmed.data.examination import CURABLE, SEVERITIES, Finding, examine
 from jaxmed.data.file_examination import examine_files
 from jaxmed.data.images import image_stem
+from jaxmed.data.looks import BROKEN, OTHER_CHANNELS
 from jaxmed.data.manifest import read_table
 from jaxmed.data.sources.findings import LEFT_OUT, DataError, some
 from jaxmed.data.splits import split_cases

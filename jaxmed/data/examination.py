@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,16 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxmed.data.looks import BROKEN, OTHER_CHANNELS, THUMBNAIL, Look, look_at
 from jaxmed.data.quality import THREADS
 from jaxmed.data.splits import PARTS
-from jaxmed.types import ChannelsError, Example, UserError
+from jaxmed.types import ChannelsError, UserError
 
 SEVERITIES = ("error", "warning", "note")
 """Wrong results, likely wrong results, and what one should know; in this order."""
-
-BROKEN = "broken case"
-OTHER_CHANNELS = "other number of channels"
-"""Kinds of findings that keep a set from being used as it is."""
 
 SAME = ("identical images", "nearly identical images")
 IN_PARTS, IN_LABELS = "in several parts", "with different labels"
@@ -35,20 +31,14 @@ CURABLE = (
 )
 """Kinds of findings that leaving cases out cures."""
 
-THUMBNAIL = 24
-"""Values a side of the small copy by which near duplicates are found."""
 ALIKE = 0.998
 """Correlation of small copies from which images count as near duplicates."""
-SAME_BOX = 0.8
-"""Overlap from which two boxes of one label are one object marked twice."""
 FAR_OUT = 8.0
 """Distance from the median, in robust standard deviations, from which a number is outlying."""
 LEAST_SPREAD = 0.1
 """Of the logarithm of a number: below a factor of 2.2 nothing is outlying."""
 FEW = 0.02
 """Share of the cases up to which these are outlying; more of them are how the set is."""
-FEWEST_VALUES = 16
-"""Different values of an image that is taken for a photograph or scan."""
 SATURATED = 0.05
 """Share of values at an image's maximum from which its bright parts are cut off."""
 
@@ -70,20 +60,6 @@ class Finding:
     advice: str
     cases: tuple[str, ...]
     leave_out: tuple[int, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """What one look at a case tells; small, whatever the size of the image."""
-
-    problem: str = ""
-    kind: str = BROKEN
-    digest: str = ""
-    thumbnail: np.ndarray | None = None
-    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    classes: frozenset[int] = frozenset()
-    doubled: tuple[tuple[int, int], ...] = ()
-    at_top: float = 0.0
 
 
 def examine(
@@ -132,77 +108,6 @@ def _looker(source: Any) -> Callable[[int], Look]:
             return Look(problem=str(error))
 
     return look
-
-
-def look_at(example: Example) -> Look:
-    """What one case tells, by its image and its labels."""
-    image = example["image"]
-    content = repr((image.shape, str(image.dtype))).encode() + np.ascontiguousarray(image).tobytes()
-    flat = image.reshape(-1, image.shape[-1])
-    low, high = float(flat.min()), float(flat.max())
-    numbers = {
-        "mean": float(flat.mean(dtype=np.float64)),
-        "standard deviation": float(flat.std(dtype=np.float64)),
-        "range of values": high - low,
-        "number of voxels": float(flat.shape[0]),
-        **{
-            f"spacing along axis {axis}": float(value)
-            for axis, value in enumerate(example["spacing"])
-        },
-    }
-    classes: frozenset[int] = frozenset()
-    doubled: list[tuple[int, int]] = []
-    if "mask" in example:
-        classes = frozenset(np.unique(example["mask"]).tolist())
-    elif "box_label" in example:
-        classes = frozenset(example["box_label"].tolist())
-        doubled = _same_boxes(example["boxes"], example["box_label"])
-    elif "label" in example:
-        label = np.asarray(example["label"])
-        on = np.flatnonzero(label) if label.ndim else label[None]
-        classes = frozenset(int(c) for c in on)
-    digest = hashlib.sha256(content).hexdigest()
-    # Of an image of few values, such as a drawing, none is a limit that was hit.
-    few = np.unique(flat[:: max(1, len(flat) // 1024)]).size < FEWEST_VALUES
-    at_top = 0.0 if few else float((flat == high).mean())
-    return Look(
-        digest=digest,
-        thumbnail=_thumbnail(image),
-        numbers=numbers,
-        classes=classes,
-        doubled=tuple(doubled),
-        at_top=at_top,
-    )
-
-
-def _thumbnail(image: np.ndarray) -> np.ndarray | None:
-    """A small copy with mean 0 and length 1, alike for images that look alike; None of a flat one.
-
-    Means over blocks, so that noise and compression hardly show; brightness and contrast do not
-    matter.
-    """
-    small = image.astype(np.float32).mean(-1)
-    for axis, side in enumerate(small.shape):
-        cuts = np.linspace(0, side, min(side, THUMBNAIL) + 1).astype(int)
-        sums = np.add.reduceat(small, cuts[:-1], axis=axis)
-        shape = [-1 if i == axis else 1 for i in range(small.ndim)]
-        small = sums / np.diff(cuts).reshape(shape)
-    small = small - small.mean()
-    length = np.linalg.norm(small)
-    return (
-        (small / length).ravel() if length > 1e-6 * max(1.0, float(np.abs(image).max())) else None
-    )
-
-
-def _same_boxes(boxes: np.ndarray, labels: np.ndarray) -> list[tuple[int, int]]:
-    ndim = boxes.shape[-1] // 2
-    low, high = boxes[:, :ndim], boxes[:, ndim:]
-    sides = np.minimum(high[:, None], high[None]) - np.maximum(low[:, None], low[None])
-    both = np.maximum(sides, 0).prod(-1)
-    volume = (high - low).prod(-1)
-    overlap = both / np.maximum(volume[:, None] + volume[None] - both, 1e-9)
-    same = np.triu((overlap > SAME_BOX) & (labels[:, None] == labels[None]), 1)
-    return [(int(i), int(j)) for i, j in np.argwhere(same)]
 
 
 def _unreadable(looks: Mapping[int, Look]) -> Iterator[Finding]:

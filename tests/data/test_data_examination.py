@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxmed.data.examination import CURABLE, SEVERITIES, alike, examine, look_at
+from jaxmed.data.examination import CURABLE, SEVERITIES, alike, examine
+from jaxmed.data.looks import look_at
 from jaxmed.data.sources.phantoms import Phantoms
 from jaxmed.types import UserError
 

@@ -9,8 +9,9 @@ import pydicom
 import pytest
 from image_files import RNG, oblique_affine, save_dicom, save_series
 
-from jaxmed.data.examination import BROKEN, examine
+from jaxmed.data.examination import examine
 from jaxmed.data.file_examination import examine_files
+from jaxmed.data.looks import BROKEN
 from jaxmed.data.sources.class_folders import ClassFolders
 from jaxmed.data.sources.findings import DataError
 from jaxmed.data.sources.msd import Decathlon
