@@ -9,8 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-Example = dict[str, np.ndarray]
-"""One case on the host. Keys, each present only where it is known:
+Example = dict[str, Any]
+"""One case on the host: arrays, or what `np.asarray` makes one and a region can be cut out of, as
+`jaxmed.data.records.BlockedArray`. Keys, each present only where it is known:
 
     image      (*spatial, channels) uint8, int16 or float32
     spacing    (ndim,) float32, mm a voxel (1 where unknown)

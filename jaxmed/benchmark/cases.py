@@ -179,9 +179,9 @@ def prepare_nifti() -> Work:
     return Work(run, unit="cases")
 
 
-def _prepared_volume(number: int) -> Example:
-    example = make_example(sizes.volume(number)[..., None], index=number)
-    example["mask"] = sizes.ball(sizes.VOLUME)
+def _prepared_volume(number: int, shape: tuple[int, ...]) -> Example:
+    example = make_example(sizes.volume(number, shape)[..., None], index=number)
+    example["mask"] = sizes.ball(shape)
     return PrepareForTraining(Prepare(channels=1, normalization="zscore"))(example)
 
 
@@ -206,14 +206,15 @@ def _loader_work(cases: Any) -> Work:
 @_case("loader")
 def loader() -> Work:
     """Of prepared volumes in memory."""
-    return _loader_work([_prepared_volume(number) for number in range(sizes.VOLUMES)])
+    return _loader_work([_prepared_volume(i, sizes.VOLUME) for i in range(sizes.VOLUMES)])
 
 
 @_case("loader_prepared")
 def loader_prepared() -> Work:
-    """Of prepared volumes on disk, each read anew for each patch."""
+    """Of larger prepared volumes on disk, read anew for each patch."""
     folder, names = sizes.scratch(), [str(number) for number in range(sizes.VOLUMES)]
-    write_shards(_prepared_volume, range(sizes.VOLUMES), names, folder, key="")
+    read = functools.partial(_prepared_volume, shape=sizes.LARGE_VOLUME)
+    write_shards(read, range(sizes.VOLUMES), names, folder, key="")
     info = DatasetInfo("volumes", "segmentation", 3, 1, ("background", "outer", "inner"))
     return _loader_work(Shards(folder, key="", info=info))
 

@@ -87,9 +87,13 @@ BATCHES = 20
 """That are timed as one, since those that were made ahead come for nothing."""
 
 
-def volume(number: int) -> np.ndarray:
+LARGE_VOLUME = (192, 192, 128)
+"""Of a set that lies on the disk since it would not fit into the memory."""
+
+
+def volume(number: int, shape: tuple[int, ...]) -> np.ndarray:
     """One of the volumes of such a set."""
-    return np.random.default_rng(number).normal(size=VOLUME).astype(np.float32)
+    return np.random.default_rng(number).normal(size=shape).astype(np.float32)
 
 
 def scratch() -> Path:

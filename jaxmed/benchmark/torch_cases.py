@@ -172,9 +172,10 @@ def _prepare_nifti() -> Callable[[], Any]:
 def _loader(*, on_disk: bool) -> Callable[[], Any]:
     """Random patches of volumes that were prepared once, with what is needed to find foreground."""
     folder, keys = sizes.scratch(), ["image", "mask"]
+    shape = sizes.LARGE_VOLUME if on_disk else sizes.VOLUME
     for number in range(sizes.VOLUMES):
-        np.save(folder / f"image{number}.npy", sizes.volume(number))
-    np.save(folder / "mask.npy", sizes.ball(sizes.VOLUME))
+        np.save(folder / f"image{number}.npy", sizes.volume(number, shape))
+    np.save(folder / "mask.npy", sizes.ball(shape).astype(np.uint8))
     items = [
         {"image": str(folder / f"image{number}.npy"), "mask": str(folder / "mask.npy")}
         for number in range(sizes.VOLUMES)

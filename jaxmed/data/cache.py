@@ -80,8 +80,10 @@ class Cached:
         return self._source.read(index, region)
 
     def _keep(self, index: int, example: Example) -> Example:
-        example = {key: _owned(value) for key, value in example.items()}
         size = sum(value.nbytes for value in example.values())
+        if self.used + size > self._max_bytes:
+            return example  # as it is: of what lies on disk, a patch may be all that is read
+        example = {key: _owned(value) for key, value in example.items()}
         with self._lock:
             if index not in self._kept and self.used + size <= self._max_bytes:
                 for value in example.values():

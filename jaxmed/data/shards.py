@@ -1,17 +1,18 @@
 """Prepared cases on disk: written once into ArrayRecord shards, read one by one at random.
 
 A set is a folder of shards and an index, which is written last: without it the set is unfinished,
-and writing goes on with the shards that are missing. A record holds a JSON header and the bytes
-of its arrays; nothing of it is ever run. ArrayRecord keeps a checksum of each record, so a flipped
-bit is found when it is read.
+and writing goes on with the shards that are missing. A case is a record with a JSON header and the
+bytes of its small arrays, and a record for each block of its large ones, so that a patch is read
+without the rest; the last record of a shard says where each case begins. Nothing of it is ever run.
+ArrayRecord keeps a checksum of each record, so a flipped bit is found when it is read.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import json
-import math
 import os
 import struct
 import threading
@@ -26,77 +27,16 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from jaxmed.data.quality import THREADS
+from jaxmed.data.records import decode, encode
 from jaxmed.types import DatasetInfo, Example, UserError
 
-VERSION = 2
+VERSION = 3
 INDEX_FILE = "index.json"
 SHARD_BYTES = 2**26
 """Of the arrays of a shard, about: what an interrupted run has to do again at most."""
 
 ABANDONED_SECONDS = 86_400.0
 """After which a file that nobody went on writing is taken for a killed writer's."""
-
-_LENGTH = struct.Struct("<I")  # of the header
-_DTYPES = ("uint8", "int16", "int32", "int64", "float32", "float64", "bool")
-
-
-def encode(example: Example, *, name: str) -> bytes:
-    """A case as the bytes of a record.
-
-    Args:
-        example: arrays of the types that a source gives.
-        name: of the case.
-
-    Raises:
-        UserError: for an array of another type.
-    """
-    arrays = {key: np.asarray(value) for key, value in example.items()}
-    odd = [
-        f"{key} is {array.dtype}"
-        for key, array in arrays.items()
-        if str(array.dtype) not in _DTYPES
-    ]
-    if odd:
-        raise UserError(f"case {name}: {', '.join(odd)}; expected one of {', '.join(_DTYPES)}")
-    stored = {key: _narrow(array) for key, array in arrays.items()}
-    table = [
-        [key, str(array.dtype), str(stored[key].dtype), list(array.shape)]
-        for key, array in arrays.items()
-    ]
-    header = json.dumps({"id": name, "arrays": table}).encode()
-    parts = [_LENGTH.pack(len(header)), header]
-    parts += [np.ascontiguousarray(array).tobytes() for array in stored.values()]
-    return b"".join(parts)
-
-
-def _narrow(array: np.ndarray) -> np.ndarray:
-    """Numbers such as a mask's in as few bytes as hold them, since reading is what takes time."""
-    if array.dtype.kind != "i" or not array.size:
-        return array
-    low, high = array.min(), array.max()
-    for name in ("uint8", "int16"):
-        if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
-            return array.astype(name)
-    return array
-
-
-def decode(record: bytes) -> Example:
-    """The case that `encode` wrote; its arrays may be read-only views of the record.
-
-    Raises:
-        ValueError: where the bytes are no such record.
-    """
-    [length] = _LENGTH.unpack_from(record)
-    start = _LENGTH.size + length
-    header = json.loads(record[_LENGTH.size : start])
-    example: Example = {}
-    for key, dtype, stored, shape in header["arrays"]:
-        if dtype not in _DTYPES or stored not in _DTYPES:
-            raise ValueError(f"{key} is of type {dtype}, stored as {stored}")
-        array = np.frombuffer(record, stored, math.prod(shape), start).reshape(shape)
-        example[key] = array.astype(dtype, copy=False)
-        start += array.nbytes
-    return example
 
 
 def write_shards(
@@ -179,9 +119,14 @@ def _write_shard(
     with _new_file(path) as part:
         # One record a group, or reading one would read its neighbours too.
         writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
+        starts, count = [], 0
         for row, example in cases:
-            _write(writer.write, encode(example, name=ids[row]))
+            starts.append(count)
+            for record in encode(example, name=ids[row]):
+                _write(writer.write, record)
+                count += 1
             yield row
+        _write(writer.write, json.dumps(starts).encode())
         _write(writer.close)
 
 
@@ -222,9 +167,10 @@ def _sync(path: Path) -> None:
 
 
 class Shards:
-    """The cases of a prepared set, by row of its source; one record is read at a time.
+    """The cases of a prepared set, by row of its source.
 
-    Threads and processes may share it: each process opens the files for itself.
+    Large arrays are `BlockedArray`s, which read from the disk what is asked of them. Threads and
+    processes may share a set: each process opens the files for itself.
 
     Args:
         folder: as `write_shards` wrote it.
@@ -249,7 +195,7 @@ class Shards:
         self._start()
 
     def _start(self) -> None:
-        self._readers: dict[str, Any] = {}
+        self._readers: dict[str, tuple[Any, list[int]]] = {}  # with where each case begins
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -259,18 +205,32 @@ class Shards:
         return row in self._places
 
     def __getitem__(self, row: int) -> Example:
-        file, place = self._places[int(row)]
-        path = self._folder / Path(file).name
+        read = functools.partial(self._read, int(row))
+        with self._told(int(row)):
+            return decode(read([0])[0], read)
+
+    def _read(self, row: int, numbers: Sequence[int]) -> list[bytes]:
+        """Records of a case, by their numbers in it."""
+        file, place = self._places[row]
+        with self._told(row), self._lock:  # a reader is not for several threads
+            if file not in self._readers:
+                path = str(self._folder / Path(file).name)
+                reader = ArrayRecordReader(path, "readahead_buffer_size:0")
+                [starts] = reader.read([reader.num_records() - 1])
+                self._readers[file] = reader, json.loads(starts)
+            reader, starts = self._readers[file]
+            return reader.read([starts[place] + number for number in numbers])
+
+    @contextlib.contextmanager
+    def _told(self, row: int) -> Iterator[None]:
+        """Errors of reading a case as one that says which file to delete."""
+        path = self._folder / Path(self._places[row][0]).name
         try:
-            with self._lock:  # a reader is not for several threads
-                if file not in self._readers:
-                    self._readers[file] = ArrayRecordReader(str(path), "readahead_buffer_size:0")
-                [record] = self._readers[file].read([place])
-            return decode(record)
+            yield
         except (RuntimeError, LookupError, ValueError, TypeError, OSError, struct.error) as error:
             said = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{path}, case {int(row)}: cannot be read ({said}); delete this file, and the same "
+                f"{path}, case {row}: cannot be read ({said}); delete this file, and the same "
                 "command prepares it again"
             ) from error
 

@@ -130,6 +130,6 @@ def _foreground_centre(example: Example, rng: np.random.Generator) -> np.ndarray
         voxel = rng.choice(positions[numbers == rng.choice(present)])
         return np.asarray(voxel if voxel.ndim else np.unravel_index(voxel, mask.shape))
     if len(example.get("boxes", ())):
-        low, high = rng.choice(example["boxes"]).reshape(2, -1)
+        low, high = np.asarray(rng.choice(example["boxes"])).reshape(2, -1)
         return (low + high) / 2
     return None

@@ -12,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from jaxmed.data import shards
-from jaxmed.data.shards import INDEX_FILE, Shards, decode, encode, is_finished, write_shards
+from jaxmed.data import records, shards
+from jaxmed.data.records import BlockedArray, decode, encode
+from jaxmed.data.shards import INDEX_FILE, Shards, is_finished, write_shards
 from jaxmed.data.sources.base import Case, FileSource
 from jaxmed.data.sources.phantoms import Phantoms
+from jaxmed.preprocessing.patches import find_foreground, random_patch
 from jaxmed.types import UserError
 
 INFO = Phantoms("cells", task="segmentation", size=16, count=1).info
@@ -50,9 +52,71 @@ def test_a_record_comes_back_as_it_was():
     for low, high in [(0, 255), (0, 256), (-1, 0), (-32768, 32767), (-32769, 0), (0, 2**31 - 1)]:
         example[f"{low} to {high}"] = np.array([low, high], np.int32)
     example["far"] = np.array([-(2**40), 2**40])
-    assert_same(decode(encode(example, name="a")), example)
+    assert_same(around(example), example)
     lean, full = ({"mask": case(1)["mask"] + more} for more in (0, 10**6))
-    assert len(encode(lean, name="a")) < len(encode(full, name="a")) - 500, "stored as bytes"
+    [lean], [full] = encode(lean, name="a"), encode(full, name="a")
+    assert len(lean) < len(full) - 500, "stored as bytes"
+
+
+def around(example, read=()):
+    """A case as records and back; `read` takes the numbers of those that were asked for."""
+    stored = encode(example, name="a")
+
+    def fetch(numbers):
+        read and read[0].extend(numbers)
+        return [stored[number] for number in numbers]
+
+    return decode(stored[0], fetch)
+
+
+@pytest.mark.parametrize("shape", [(37, 20, 11, 1), (200, 64, 3), (5000,), (2, 3, 2000)])
+def test_of_large_arrays_only_the_blocks_are_read_that_a_region_touches(shape, monkeypatch):
+    monkeypatch.setattr(records, "BLOCK_BYTES", 512)
+    rng = np.random.default_rng(0)
+    example = {
+        "image": rng.normal(size=shape).astype(np.float32),
+        "mask": rng.integers(0, 4, shape).astype(np.int32),
+        "spacing": np.ones(3, np.float32),
+    }
+    asked = []
+    found = around(example, [asked])
+    assert not asked, "nothing but the header until something is asked for"
+    assert isinstance(found["spacing"], np.ndarray)
+    for name in ("image", "mask"):
+        assert isinstance(found[name], BlockedArray)
+        assert found[name].shape == shape and found[name].nbytes == example[name].nbytes
+        np.testing.assert_array_equal(np.asarray(found[name]), example[name])
+        for _ in range(20):
+            low = [int(rng.integers(0, side + 1)) for side in shape]
+            high = [int(rng.integers(a, side + 4)) for a, side in zip(low, shape, strict=True)]
+            region = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+            for part in (region, region[:1], region[0]):
+                cut = found[name][part]
+                assert cut.dtype == example[name].dtype
+                np.testing.assert_array_equal(cut, example[name][part])
+    asked.clear()
+    found["image"][tuple(slice(0, 1) for _ in shape)]
+    assert asked == [1], "the first block of the first array"
+    with pytest.raises(ValueError, match="steps"):
+        found["image"][::2]
+
+
+def test_a_patch_on_disk_is_a_patch_in_memory(monkeypatch):
+    monkeypatch.setattr(records, "BLOCK_BYTES", 300)
+    example = case(3)
+    stored = around(example)
+    for foreground in (0.0, 1.0):
+        for shape in ((8, 8), (20, 8)):
+            one, other = (
+                random_patch(
+                    {**given, **find_foreground(example["mask"], rng=np.random.default_rng(0))},
+                    shape=shape,
+                    rng=np.random.default_rng(1),
+                    foreground=foreground,
+                )
+                for given in (example, stored)
+            )
+            assert_same(other, one)
 
 
 def test_what_killed_writers_left_goes_and_what_others_write_stays(folder):
@@ -206,7 +270,40 @@ def test_a_killed_run_loses_no_shard_and_two_at_once_do_no_harm(tmp_path):
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     found = Shards(tmp_path / "set", key="k", info=INFO)
     for row in range(40):
-        assert (found[row]["image"] == row).all()
+        assert (np.asarray(found[row]["image"]) == row).all()
+
+
+LARGE = """
+    import resource, sys
+    from pathlib import Path
+    import numpy as np
+    from jaxmed.data.records import BlockedArray
+    from jaxmed.data.shards import Shards, write_shards
+    from jaxmed.data.sources.phantoms import Phantoms
+
+    def most():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+    def read(row):
+        return {"image": np.full((64, 256, 256, 1), row, np.float32), "index": np.int32(row)}
+
+    before, names = most(), [str(row) for row in range(25)]
+    write_shards(read, range(25), names, Path(sys.argv[1]), key="k")
+    written = most()
+    info = Phantoms("cells", task="segmentation", size=16, count=1).info
+    found = Shards(Path(sys.argv[1]), key="k", info=info)
+    for row in range(25):
+        assert (found[row]["image"][10:40, 100:130, 100:130] == row).all()
+    print(written - before, most() - written)
+"""
+
+
+def test_memory_does_not_grow_with_the_set(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(LARGE), str(tmp_path / "set")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    writing, reading = map(int, done.stdout.split())
+    assert sum(path.stat().st_size for path in (tmp_path / "set").iterdir()) > 400 * 2**20
+    assert writing < 300 and reading < 30, "MiB beside what the libraries take"
 
 
 def test_a_stamp_changes_with_any_file_or_box_and_with_nothing_else(tmp_path):
