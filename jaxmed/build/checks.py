@@ -119,7 +119,7 @@ def check_fits(config: ConfigDict, info: DatasetInfo) -> None:
     """
     _check_model(config)
     _check_shapes(config, info)
-    _check_evaluation(config)
+    _check_evaluation(config, info)
     _check_levels(config, info)
 
 
@@ -147,11 +147,35 @@ def _check_shapes(config: ConfigDict, info: DatasetInfo) -> None:
             )
 
 
-def _check_evaluation(config: ConfigDict) -> None:
+def mirrored_axes(config: ConfigDict, info: DatasetInfo) -> tuple[int, ...]:
+    """The spatial axes along which training may mirror images; none where it never does.
+
+    Raises:
+        UserError: for axes that the images do not have.
+    """
+    augmentation = config.augmentation
+    axes = tuple(augmentation.flip_axes)
+    if axes != (-1,) and any(axis not in range(info.ndim) for axis in axes):
+        raise UserError(
+            f"augmentation.flip_axes is {axes}; expected axes 0 to {info.ndim - 1}, or -1 for none"
+        )
+    if axes == (-1,) or not augmentation.enabled:
+        return ()
+    # Images have an upright: only left and right are swapped unless the config says more.
+    return axes or ((1,) if info.ndim == 2 else (0,))
+
+
+def _check_evaluation(config: ConfigDict, info: DatasetInfo) -> None:
     """What would otherwise be found out at the first evaluation."""
     if config.evaluation.flips and config.task == "detection":
         raise UserError(
             "evaluation.flips does not work for detection; set --config.evaluation.flips=false"
+        )
+    mirrored = mirrored_axes(config, info) if config.augmentation.flip else ()
+    if config.evaluation.flips and not mirrored:
+        raise UserError(
+            "evaluation.flips averages over mirrored images, and training mirrors none "
+            "(augmentation.flip, flip_axes); set --config.evaluation.flips=false"
         )
 
 

@@ -84,7 +84,7 @@ def _defaults(task: str) -> ConfigDict:
             "evaluation": {
                 "batch_size": 0,  # 0: the training batch
                 "overlap": 0.5,  # of sliding windows (segmentation) and tiles of large pictures
-                "flips": False,  # average over mirrored images (classification, segmentation)
+                "flips": False,  # average over images mirrored as in training (not for detection)
                 "resamples": 1000,  # of the bootstrap
                 "nsd_tolerance": 0.0,  # mm; plan: 1, or one voxel where that is far smaller
                 "iou": 0.6,  # above which non-maximum suppression drops the lower-scored box

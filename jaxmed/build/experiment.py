@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build import pieces, preparation
+from jaxmed.build.checks import mirrored_axes
 from jaxmed.build.config import flatten
 from jaxmed.build.members import Member, member_config
 from jaxmed.data.loader import stack_examples
@@ -272,10 +274,11 @@ class Experiment:
         blend = self.info.task == "segmentation"
         flips: list[tuple[int, ...]] = [()]
         if self.config.evaluation.flips:
-            every = range(1, self.info.ndim + 1)
+            every = [axis + 1 for axis in mirrored_axes(self.config, self.info)]
             flips = [
-                tuple(a for a in every if bits >> a & 1)
-                for bits in range(0, 2 ** (self.info.ndim + 1), 2)
+                axes
+                for count in range(len(every) + 1)
+                for axes in itertools.combinations(every, count)
             ]
         total: Any = None
         for axes in flips:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from jaxmed.augmentation import intensity as look
 from jaxmed.augmentation import spatial as place
 from jaxmed.augmentation.compose import compose
+from jaxmed.build.checks import mirrored_axes
 from jaxmed.build.config import choose
 from jaxmed.models.blocks import NORMS
 from jaxmed.models.detector import Detector
@@ -160,12 +161,7 @@ def make_augment(
         if key.startswith("augmentation.")
     }
     a = SimpleNamespace(**{**config.augmentation, **traced})
-    # Pictures have an upright: only left and right are swapped unless the config says more.
-    axes = tuple(a.flip_axes) or ((1,) if info.ndim == 2 else (0,))
-    if axes != (-1,) and any(axis not in range(info.ndim) for axis in axes):
-        raise UserError(
-            f"augmentation.flip_axes is {axes}; expected axes 0 to {info.ndim - 1}, or -1 for none"
-        )
+    axes = mirrored_axes(config, info)
     affine = {
         "rotation": a.rotation,
         "scale": a.scale,
@@ -187,7 +183,7 @@ def make_augment(
         "cutout": lambda: look.cutout(probability=a.cutout),
     }
     off = {name for name in make if name not in traced and not getattr(a, name) > 0}
-    if axes == (-1,):
+    if not axes:
         off.add("flip")
     return compose(*(None if name in off else made() for name, made in make.items()))
 

@@ -246,6 +246,7 @@ def test_a_broken_file_keeps_no_other_from_being_predicted(trained, tmp_path, ca
     ("name", "settings", "expected"),
     [
         ("detection", {"evaluation.flips": True}, "evaluation.flips"),
+        ("segmentation", {"evaluation.flips": True, "augmentation.flip": 0.0}, "mirrors none"),
         ("segmentation", {"evaluation.overlap": 1.5}, "overlap"),
         ("segmentation", {"data.patch": (30, 30)}, "multiples"),
         ("classification", {"model.width": 9}, "model.width is 9; .* was trained with"),
