@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmed.data.burnt_in import CHARACTERS
 from jaxmed.data.looks import BROKEN, OTHER_CHANNELS, THUMBNAIL, Look, look_at
 from jaxmed.data.quality import THREADS
 from jaxmed.data.splits import PARTS
@@ -26,6 +27,7 @@ CURABLE = (
     OTHER_CHANNELS,
     "image of one value",
     "saturated image",
+    "text in the image",
     *(f"{same}{where}" for same in SAME for where in ("", f" {IN_PARTS}", f" {IN_LABELS}")),
     "outlying case",
 )
@@ -93,6 +95,7 @@ def examine(
         *_doubled_boxes(source, looks),
         *_constant(source, looks),
         *_saturated(source, looks),
+        *_written_on(source, looks),
         *_outlying(source, looks),
     ]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
@@ -265,6 +268,17 @@ def _saturated(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:
         severity = "note" if len(rows) > len(looks) / 2 else "warning"
         advice = "make sure that nothing is lost where the images are brightest"
         yield Finding(severity, "saturated image", advice, cases, tuple(rows))
+
+
+def _written_on(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:
+    rows = tuple(row for row, look in looks.items() if look.characters >= CHARACTERS)
+    if rows:
+        cases = tuple(f"{source.ids[row]}: {looks[row].characters} characters" for row in rows)
+        advice = (
+            "suspected: look at them; names must not be passed on, and a network may learn from "
+            "what is written instead of what is shown"
+        )
+        yield Finding("warning", "text in the image", advice, cases, rows)
 
 
 def _outlying(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:

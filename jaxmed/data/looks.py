@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxmed.data.burnt_in import longest_row
 from jaxmed.types import Example
 
 BROKEN = "broken case"
@@ -34,6 +35,7 @@ class Look:
     classes: frozenset[int] = frozenset()
     doubled: tuple[tuple[int, int], ...] = ()
     at_top: float = 0.0
+    characters: int = 0  # in the longest row of what looks like text
 
 
 def look_at(example: Example) -> Look:
@@ -74,6 +76,7 @@ def look_at(example: Example) -> Look:
         classes=classes,
         doubled=tuple(doubled),
         at_top=at_top,
+        characters=longest_row(image) if image.ndim == 3 else 0,
     )
 
 
