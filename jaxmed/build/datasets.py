@@ -141,7 +141,7 @@ def look_through_data(
     for part, members in split.items():
         if members and not usable[part]:
             raise UserError(f"{config.data.path}: no case of {part} can be used; mend the files")
-    notes = [*findings.notes, *duplicate_notes(digests, usable)]
+    notes = [*findings.notes, *duplicate_notes(digests, usable, source.labels)]
     for note in notes:
         print(f"data: {note}")
     return usable, notes

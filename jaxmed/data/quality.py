@@ -52,8 +52,18 @@ def look_through(
     return broken, {row: digest for row, (_, digest) in found.items() if digest}
 
 
-def duplicate_notes(digests: Mapping[int, str], split: Mapping[str, Sequence[int]]) -> list[str]:
-    """How many images are the same to the last pixel, within a part and in several parts."""
+def duplicate_notes(
+    digests: Mapping[int, str],
+    split: Mapping[str, Sequence[int]],
+    labels: Sequence[Any] | np.ndarray | None = None,
+) -> list[str]:
+    """How many images are the same to the last pixel, within a part, in several, and by labels.
+
+    Args:
+        digests: by row, of the pixels.
+        split: rows of each part.
+        labels: of each row, where they are known without reading.
+    """
     places: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for part, rows in split.items():
         for row in rows:
@@ -74,4 +84,14 @@ def duplicate_notes(digests: Mapping[int, str], split: Mapping[str, Sequence[int
                     f"{count_of(both, 'image')} of {one} also in {other}, whose scores come out "
                     "too good for that: leave them out of one of the two"
                 )
+    if labels is not None:
+        told: dict[str, set[str]] = defaultdict(set)
+        for row in {row for rows in split.values() for row in rows} & digests.keys():
+            told[digests[row]].add(str(np.asarray(labels[row]).tolist()))
+        unlike = sum(len(found) > 1 for found in told.values())
+        if unlike:
+            notes.append(
+                f"{count_of(unlike, 'image')} there several times with different labels: plan.py "
+                "names them"
+            )
     return notes
