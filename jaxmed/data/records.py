@@ -55,7 +55,7 @@ def block_shape(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
     """The longest side halved until a block has no more than `BLOCK_BYTES`.
 
     >>> block_shape((192, 192, 128, 1), 4)
-    (48, 48, 32, 1)
+    (24, 48, 32, 1)
     """
     block = list(shape)
     while math.prod(block) * itemsize > BLOCK_BYTES:
