@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check $(PIP_QUIET)
 TESTS ?=
+# Processes that share the tests, a file each; compiling, which takes most of the time, uses one core.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -43,10 +45,10 @@ lint: test-tools ## Check style, formatting, types and the direction of imports
 	$(BIN)/lint-imports --no-logo
 
 fast: test-tools ## Run the fast tests; TESTS=tests/models chooses some
-	$(PY) -m pytest -q --durations=5 -m "not slow" $(TESTS)
+	$(PY) -m pytest -q -n $(JOBS) --dist loadfile --durations=5 -m "not slow" $(TESTS)
 
 slow: test-tools ## Run the tests that train a model or start processes
-	$(PY) -m pytest -q --durations=5 -m slow $(TESTS)
+	$(PY) -m pytest -q -n $(JOBS) --dist loadfile --durations=20 -m slow $(TESTS)
 
 notebook: test-tools ## Run every notebook from top to bottom
 	@set -e; for notebook in notebooks/*.ipynb; do \

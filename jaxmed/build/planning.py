@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from jaxmed.build import datasets
 from jaxmed.build.checks import check_numbers
 from jaxmed.build.config import write_json
-from jaxmed.build.prepared import show_progress
+from jaxmed.build.prepared import digest_of_code, show_progress
 from jaxmed.build.resolve import resolve
 from jaxmed.build.workdir import make_folder
 from jaxmed.data.examination import CURABLE, SEVERITIES, Finding, examine
@@ -28,6 +28,7 @@ from jaxmed.preprocessing.plan import REASONS
 from jaxmed.types import Source, UserError, count_of
 
 PLAN_FILE, QUALITY_FILE, SPLIT_FILE = "plan.json", "quality.json", "split.csv"
+LOOKS_FILE = "looks.json"
 
 
 def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str] = ()) -> bool:
@@ -69,7 +70,10 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
     sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.items())
     print(f"{source.info.name}: {count_of(len(source), 'case')} ({sizes})")
     findings += [Finding("note", "data", "", (note,)) for note in [*source.notes, *notes]]
-    findings += examine(source, split, progress=show_progress("read", len(source)))
+    known, code = _read_looks(output / LOOKS_FILE)
+    progress = show_progress("read", len(source))
+    findings += examine(source, split, progress=progress, known=known)
+    write_json(output / LOOKS_FILE, {"code": code, "looks": known})
     findings += examine_files(source, sorted(row for rows in split.values() for row in rows))
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     print_findings(findings, left_out=leave_out)
@@ -92,6 +96,16 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
     if wrong:
         print(f"mend before training, or results will be wrong: {', '.join(dict.fromkeys(wrong))}")
     return not wrong
+
+
+def _read_looks(path: Path) -> tuple[dict[str, Any], str]:
+    """What an earlier look into this folder left, and the digest of the code that looks."""
+    code = digest_of_code("data", "data/formats", "data/sources")
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return (stored["looks"] if stored["code"] == code else {}), code
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}, code  # none, or of another program: all is read anew
 
 
 def read_findings(folder: Path) -> list[dict[str, Any]]:

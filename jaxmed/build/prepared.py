@@ -70,11 +70,17 @@ def set_key(source: Source, prepare: Prepare, rows: Sequence[int]) -> str:
     told = (VERSION, prepare, digest(source), stamp(), names, np.__version__, scipy.__version__)
     content = hashlib.sha256(repr(told).encode())
     # And the code that reads and prepares: mended, it must not meet what it once made.
-    home = Path(jaxmed.__file__).parent
-    folders = ("data/formats", "data/sources", "preprocessing")
-    files = [file for folder in folders for file in (home / folder).glob("*.py")]
-    for file in sorted([*files, home / "build/preparation.py"]):
-        content.update(file.read_bytes())
+    code = digest_of_code("data/formats", "data/sources", "preprocessing", "build/preparation.py")
+    content.update(code.encode())
+    return content.hexdigest()
+
+
+def digest_of_code(*names: str) -> str:
+    """A SHA-256 of modules and folders of this package, named from its own folder."""
+    home, content = Path(jaxmed.__file__).parent, hashlib.sha256()
+    for place in (home / name for name in names):
+        for file in [place] if place.is_file() else sorted(place.glob("*.py")):
+            content.update(file.read_bytes())
     return content.hexdigest()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxmed.data.burnt_in import CHARACTERS
-from jaxmed.data.looks import BROKEN, OTHER_CHANNELS, THUMBNAIL, Look, look_at
+from jaxmed.data.looks import BROKEN, FEWEST_VALUES, OTHER_CHANNELS, Look, look_at, pack, unpack
 from jaxmed.data.quality import THREADS
 from jaxmed.data.splits import PARTS
 from jaxmed.types import ChannelsError, UserError
@@ -69,6 +69,7 @@ def examine(
     split: Mapping[str, Sequence[int]],
     *,
     progress: Callable[[int], None] = lambda done: None,
+    known: dict[str, Any] | None = None,
 ) -> list[Finding]:
     """Read each case once, in parallel, and list all that stands out.
 
@@ -76,6 +77,8 @@ def examine(
         source: a `jaxmed.types.Source`, opened with invalid annotations left out, if any.
         split: rows of each part.
         progress: called with the number of cases read so far.
+        known: packed looks at cases by their stamps, from an earlier examination; cases that did
+            not change since are not read again. It is left with those of all cases.
 
     Returns:
         Findings, the worst first.
@@ -83,9 +86,15 @@ def examine(
     rows = sorted({row for members in split.values() for row in members})
     looks: dict[int, Look] = {}
     with ThreadPoolExecutor(THREADS) as pool:
-        for done, (row, look) in enumerate(zip(rows, pool.map(_looker(source), rows), strict=True)):
+        for done, (row, look) in enumerate(
+            zip(rows, pool.map(_looker(source, known or {}), rows), strict=True)
+        ):
             looks[row] = look
             progress(done + 1)
+    if known is not None and hasattr(source, "case_stamp"):
+        stored = {source.case_stamp(row): pack(look) for row, look in looks.items()}
+        known.clear()
+        known.update(stored)
     part_of = {row: part for part, members in split.items() for row in members}
     found = [
         *_unreadable(looks),
@@ -101,8 +110,11 @@ def examine(
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def _looker(source: Any) -> Callable[[int], Look]:
+def _looker(source: Any, known: Mapping[str, Any]) -> Callable[[int], Look]:
     def look(row: int) -> Look:
+        stamp = source.case_stamp(row) if known else ""
+        if stamp in known:
+            return unpack(known[stamp])
         try:
             return look_at(source[row])
         except ChannelsError as error:
@@ -144,7 +156,7 @@ def alike(looks: Mapping[int, Look], rows: Sequence[int]) -> Iterator[tuple[int,
     by_size: dict[int, list[int]] = defaultdict(list)
     for row in rows:
         thumbnail = looks[row].thumbnail
-        if thumbnail is not None and thumbnail.size >= THUMBNAIL:
+        if thumbnail is not None and thumbnail.size >= FEWEST_VALUES:
             by_size[thumbnail.size].append(row)
     for members in by_size.values():
         copies = np.stack([t for row in members if (t := looks[row].thumbnail) is not None])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +17,8 @@ BROKEN = "broken case"
 OTHER_CHANNELS = "other number of channels"
 """Kinds of findings that keep a set from being used as it is."""
 
-THUMBNAIL = 24
-"""Values a side of the small copy by which near duplicates are found."""
+THUMBNAIL = {2: 24, 3: 12}
+"""Values a side of the small copy by which near duplicates are found, by the number of axes."""
 SAME_BOX = 0.8
 """Overlap from which two boxes of one label are one object marked twice."""
 FEWEST_VALUES = 16
@@ -36,6 +38,29 @@ class Look:
     doubled: tuple[tuple[int, int], ...] = ()
     at_top: float = 0.0
     characters: int = 0  # in the longest row of what looks like text
+
+
+def pack(look: Look) -> dict[str, Any]:
+    """A look as JSON has it; `unpack` makes it one again."""
+    small = look.thumbnail
+    return {
+        **dataclasses.asdict(look),
+        "thumbnail": None if small is None else base64.b64encode(small.tobytes()).decode(),
+        "classes": sorted(look.classes),
+    }
+
+
+def unpack(packed: Mapping[str, Any]) -> Look:
+    """The look that `pack` was given."""
+    small = packed["thumbnail"]
+    return Look(
+        **{
+            **packed,
+            "thumbnail": None if small is None else np.frombuffer(base64.b64decode(small), "f4"),
+            "classes": frozenset(packed["classes"]),
+            "doubled": tuple((i, j) for i, j in packed["doubled"]),
+        }
+    )
 
 
 def look_at(example: Example) -> Look:
@@ -88,15 +113,15 @@ def _thumbnail(image: np.ndarray) -> np.ndarray | None:
     """
     small = image.astype(np.float32).mean(-1)
     for axis, side in enumerate(small.shape):
-        cuts = np.linspace(0, side, min(side, THUMBNAIL) + 1).astype(int)
+        cuts = np.linspace(0, side, min(side, THUMBNAIL[small.ndim]) + 1).astype(int)
         sums = np.add.reduceat(small, cuts[:-1], axis=axis)
         shape = [-1 if i == axis else 1 for i in range(small.ndim)]
         small = sums / np.diff(cuts).reshape(shape)
     small = small - small.mean()
     length = np.linalg.norm(small)
-    return (
-        (small / length).ravel() if length > 1e-6 * max(1.0, float(np.abs(image).max())) else None
-    )
+    if length <= 1e-6 * max(1.0, float(np.abs(image).max())):
+        return None
+    return (small / length).ravel().astype(np.float32)
 
 
 def _same_boxes(boxes: np.ndarray, labels: np.ndarray) -> list[tuple[int, int]]:

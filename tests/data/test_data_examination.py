@@ -1,12 +1,15 @@
 """Every fault that is put into a clean set is found, and a clean set raises no alarm."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from jaxmed.data.examination import CURABLE, SEVERITIES, alike, examine
-from jaxmed.data.looks import look_at
+from jaxmed.data.looks import Look, look_at, pack, unpack
+from jaxmed.data.sources.pairs import ImageMaskPairs
+from jaxmed.data.sources.phantom_files import write_phantoms
 from jaxmed.data.sources.phantoms import Phantoms
 from jaxmed.types import UserError
 
@@ -141,3 +144,42 @@ def test_only_copies_of_one_size_are_compared():
     half = {**example, "image": example["image"][::4, ::4]}
     looks = {0: look_at(example), 1: look_at(half), 2: dataclasses.replace(look_at(example))}
     assert list(alike(looks, [0, 1, 2])) == [(0, 2)]
+
+
+def test_cases_that_did_not_change_are_not_read_again(tmp_path):
+    write_phantoms(tmp_path, layout="pairs", count=12, size=40)
+    known = {}
+    first = examine(ImageMaskPairs(tmp_path), {"train": range(12)}, known=known)
+    assert len(known) == 12
+    known = json.loads(json.dumps(known))
+
+    class Counted(ImageMaskPairs):
+        seen = []
+
+        def __getitem__(self, row):
+            self.seen.append(row)
+            return super().__getitem__(row)
+
+    again = examine(Counted(tmp_path), {"train": range(12)}, known=known)
+    assert again == first and Counted.seen == []
+    source = Counted(tmp_path)
+    double = source.cases[7].images[0]
+    double.write_bytes(source.cases[2].images[0].read_bytes())
+    broken = source.cases[4].mask
+    broken.write_bytes(broken.read_bytes()[:50])
+    mended = examine(source, {"train": range(12)}, known=known)
+    assert sorted(Counted.seen) == [4, 7]
+    assert mended == examine(ImageMaskPairs(tmp_path), {"train": range(12)})
+    assert {"broken case", "identical images"} <= {finding.kind for finding in mended}
+    assert len(known) == 12, "nothing of files as they once were is kept"
+
+
+def test_a_packed_look_is_the_same_look():
+    for task, ndim in (("detection", 2), ("segmentation", 3), ("classification", 2)):
+        look = look_at(Phantoms("cells", task=task, ndim=ndim, size=30, count=1)[0])
+        same = unpack(json.loads(json.dumps(pack(look))))
+        np.testing.assert_array_equal(same.thumbnail, look.thumbnail)
+        assert dataclasses.replace(same, thumbnail=None) == dataclasses.replace(
+            look, thumbnail=None
+        )
+    assert unpack(json.loads(json.dumps(pack(Look(problem="cut short"))))) == Look("cut short")

@@ -88,16 +88,21 @@ class FileSource:
 
     def stamp(self) -> str:
         """A SHA-256 that changes with any file or label of any case, without reading the files."""
+        stamps = (self.case_stamp(row) for row in range(len(self)))
+        return hashlib.sha256("".join(stamps).encode()).hexdigest()
+
+    def case_stamp(self, row: int) -> str:
+        """A SHA-256 that changes with any file or label of this case, without reading the files."""
+        case = self.cases[row]
         content = hashlib.sha256(repr((self.info, self._channels)).encode())
-        for case in self.cases:
-            places = [*case.images, *([] if case.mask is None else [case.mask])]
-            # Of a series of slices each: a folder's time does not change with what is in its files.
-            nested = (sorted(path.iterdir()) if path.is_dir() else [path] for path in places)
-            files = [(path.name, path.stat()) for path in itertools.chain(*nested)]
-            told = [(name, status.st_size, status.st_mtime_ns) for name, status in files]
-            content.update(repr((case.id, told, case.label)).encode())
-            for array in (case.boxes, case.box_label):
-                content.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+        places = [*case.images, *([] if case.mask is None else [case.mask])]
+        # Of a series of slices each: a folder's time does not change with what is in its files.
+        nested = (sorted(path.iterdir()) if path.is_dir() else [path] for path in places)
+        files = [(path.name, path.stat()) for path in itertools.chain(*nested)]
+        told = [(name, status.st_size, status.st_mtime_ns) for name, status in files]
+        content.update(repr((case.id, told, case.label)).encode())
+        for array in (case.boxes, case.box_label):
+            content.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
         return content.hexdigest()
 
     def __len__(self) -> int:
