@@ -56,7 +56,7 @@ TASKS = ("classification", "detection", "segmentation")
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one line that names the file or key, and what to do.
+    """A mistake that the user can mend: what names the file or key, and what to do, a line each.
 
     The command line prints it without a traceback and ends with exit code 2.
     """

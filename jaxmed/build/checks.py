@@ -85,7 +85,8 @@ def useless_keys(config: ConfigDict) -> list[str]:
     keys = {
         "data.size data.fit": segmentation,
         "data.patch data.foreground data.masks": not segmentation,
-        "evaluation.overlap evaluation.nsd_tolerance": not segmentation,
+        "evaluation.nsd_tolerance": not segmentation,
+        "evaluation.overlap": task == "classification",
         "data.max_boxes model.levels model.head_features": not detection,
         "loss.box_weight evaluation.iou evaluation.score_threshold": not detection,
         "evaluation.flips": detection,

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -72,6 +73,7 @@ def run(
     `--debug`. Ctrl-C outside training ends with 130.
     """
     launch.use_huge_pages()
+    sys.stdout = cast(TextIO, _Unread(sys.stdout))
     debug = "--debug" in sys.argv
     try:
         positional = _parse(required, one_of)
@@ -82,11 +84,6 @@ def run(
         if debug:
             raise
         _fail(str(error))
-    except BrokenPipeError:  # as of `... | head`
-        if debug:
-            raise
-        print("stopped: nobody reads the output any more", file=sys.stderr)
-        os._exit(1)  # the interpreter's own exit would try to write the rest
     except KeyboardInterrupt:
         if debug:
             raise
@@ -181,6 +178,34 @@ def _meant(name: str, names: Sequence[str], *, prefix: str = "") -> str:
     near += [n for n in names if n.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     near += difflib.get_close_matches(name, names, n=1)
     return f"; did you mean --{prefix}{near[0]}?" if near else "; see --help"
+
+
+class _Unread:
+    """Standard output that may be closed, as by `... | head`: the work goes on, unread."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or do nothing once nobody reads."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._close()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or do nothing once nobody reads."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._close()
+
+    def _close(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 def _fail(message: str) -> None:

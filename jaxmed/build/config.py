@@ -134,7 +134,9 @@ def _augmentation_config() -> dict[str, Any]:
     return {
         "enabled": True,
         "flip": 0.5,
-        "flip_axes": (),  # empty: left-right, where sides do not matter; (-1,): none
+        # Empty: left-right, of volumes whose files state no place in space the first axis; (-1,):
+        # none, where sides matter.
+        "flip_axes": (),
         "rot90": False,
         "affine": 0.3,
         "rotation": 15.0,  # degrees

@@ -77,12 +77,6 @@ def make_source(config: ConfigDict) -> Source:
         raise UserError(f"data.extent is {data.extent}; expected one side, or {data.ndim}")
     if data.layout not in ("phantoms", "medmnist", "tfds") and not data.path:
         raise UserError("data.path is empty; give --config.data.path=FOLDER of the images")
-    if data.prepared and data.path:
-        prepared, images = Path(data.prepared).resolve(), Path(data.path).resolve()
-        if prepared.is_relative_to(images):  # where it would be taken for a part of the data
-            raise UserError(
-                f"data.prepared={data.prepared}: lies in data.path; choose a folder elsewhere"
-            )
     source = make(data, config.task)
     if source.info.task != config.task:
         raise UserError(

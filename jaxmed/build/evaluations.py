@@ -17,7 +17,7 @@ from jaxmed.build.evaluation_output import write_evaluation
 from jaxmed.build.members import rows_of
 from jaxmed.build.trained import TrainedRun, check_image, load_run, tell_diverged
 from jaxmed.build.workdir import read_split, read_split_ids
-from jaxmed.data.sources.findings import LEFT_OUT, some
+from jaxmed.data.sources.findings import some
 from jaxmed.evaluation.evaluate import (
     score_cases,
     summarize_cases,
@@ -174,8 +174,7 @@ def find_part(workdir: Path, source: Source, part: str, *, is_own: bool) -> tupl
     """
     saved = read_split_ids(workdir)
     if part == "all":
-        left_out = set(source.parts.get(LEFT_OUT, ()))
-        rows = [row for row in range(len(source)) if row not in left_out]
+        rows = list(range(len(source)))
     elif is_own:
         rows = rows_of(read_split(workdir, source), part)
     else:

@@ -138,6 +138,8 @@ def parse_vary(text: str, *, known: Collection[str] = ()) -> list[dict[str, floa
         if key in SWITCHES and 0 < sum(n > 0 for n in numbers) < len(numbers):
             raise UserError(f"training.vary: {key} cannot be on in some models and off in others")
         axes[key] = numbers
+    if text and not axes:
+        raise UserError(f"training.vary is {text!r}; expected keys with numbers, or nothing")
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 

@@ -21,7 +21,7 @@ from jaxmed.data.examination import CURABLE, SEVERITIES, Finding, examine
 from jaxmed.data.file_examination import examine_files
 from jaxmed.data.images import image_stem
 from jaxmed.data.looks import BROKEN, OTHER_CHANNELS
-from jaxmed.data.manifest import read_table
+from jaxmed.data.manifest import read_table, safe_path
 from jaxmed.data.sources.findings import LEFT_OUT, DataError, some
 from jaxmed.data.splits import split_cases
 from jaxmed.preprocessing.plan import REASONS
@@ -136,7 +136,8 @@ def write_split(
     """Write the split, in which the rows that are to be gone have no part.
 
     Every case is named, since one that is not would keep the part of its folder. What else a
-    split.csv in the data says of a case is kept, as this one takes its place.
+    split.csv in the data says is kept, as this one takes its place: of these cases and, as they
+    are, of others, such as those that were left out before.
 
     Args:
         path: of the file.
@@ -147,22 +148,33 @@ def write_split(
     """
     former = root / SPLIT_FILE
     columns, told = read_table(former) if former.is_file() else ([], [])
-    known = {row[name]: row for row in told for name in ("file", "id") if row.get(name)}
+    known = {_name_in_table(row): row for row in told}
     more = [column for column in columns if column not in ("file", "id", "split")]
     cases = getattr(source, "cases", None)
+    lines = []
+    for part, rows in split.items():
+        for row in rows:
+            name, files = source.ids[row], []
+            if cases is not None:
+                case = cases[row]
+                places = [*case.images, *([] if case.mask is None else [case.mask])]
+                files = [p.relative_to(root).as_posix() for p in places if p.is_relative_to(root)]
+            # By all that a manifest may call it.
+            called = [text for text in (*files, name, *map(image_stem, files)) if text in known]
+            old = known.pop(called[0]) if called else {}
+            rest = [old.get(column, "") for column in more]
+            lines.append([*files[:1], *([] if files else [""]), name])
+            lines[-1] += [LEFT_OUT if row in gone else part, *rest]
+    for old in known.values():
+        lines.append([old.get(column, "") for column in ("file", "id", "split", *more)])
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "id", "split", *more])
-        for part, rows in split.items():
-            for row in rows:
-                name, file_name = source.ids[row], ""
-                if cases is not None and cases[row].images[0].is_relative_to(root):
-                    file_name = cases[row].images[0].relative_to(root).as_posix()
-                called = (file_name, name, image_stem(file_name))
-                old = next((known[text] for text in called if text in known), {})
-                rest = [old.get(column, "") for column in more]
-                writer.writerow([file_name, name, LEFT_OUT if row in gone else part, *rest])
+        csv.writer(file).writerows([["file", "id", "split", *more], *lines])
     print(f"{path}: leaves out {count_of(len(gone), 'case')}; copy it into the data to use it")
+
+
+def _name_in_table(row: Mapping[str, str]) -> str:
+    """What a row of a manifest calls its case, written as we would."""
+    return safe_path(row["file"], where=SPLIT_FILE) if row.get("file") else row.get("id", "")
 
 
 def _root(config: ConfigDict) -> Path:

@@ -6,10 +6,9 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-import scipy
 from ml_collections import ConfigDict
 
 import jaxmed
@@ -23,7 +22,35 @@ from jaxmed.data.shards import VERSION, Shards, is_finished, write_shards
 from jaxmed.data.tfds_writing import write_tfds
 from jaxmed.preprocessing.fingerprint import digest
 from jaxmed.training.processes import is_first, wait_for_all
-from jaxmed.types import Source, count_of
+from jaxmed.types import Source, UserError, count_of
+
+READERS = (
+    "numpy",
+    "scipy",
+    "nibabel",
+    "SimpleITK",
+    "pydicom",
+    "tifffile",
+    "imagecodecs",
+    "imageio",
+    "pillow",
+)
+"""Packages that read and prepare images."""
+
+
+def check_place(config: ConfigDict) -> None:
+    """Refuse a `data.prepared` within the data, where it would be taken for a part of them.
+
+    Raises:
+        UserError: saying so.
+    """
+    data = config.data
+    if not data.prepared or not data.path:
+        return
+    if Path(data.prepared).resolve().is_relative_to(Path(data.path).resolve()):
+        raise UserError(
+            f"data.prepared={data.prepared}: lies in data.path; choose a folder elsewhere"
+        )
 
 
 def prepared_cases(
@@ -67,10 +94,11 @@ def set_key(source: Source, prepare: Prepare, rows: Sequence[int]) -> str:
     # Files tell of a change by their times; of what lies elsewhere all is read.
     stamp = getattr(source, "stamp", lambda: digest(source, limit=len(source)))
     names = [source.ids[row] for row in rows]
-    told = (VERSION, prepare, digest(source), stamp(), names, np.__version__, scipy.__version__)
+    told = (VERSION, prepare, digest(source), stamp(), names, *map(version, READERS))
     content = hashlib.sha256(repr(told).encode())
     # And the code that reads and prepares: mended, it must not meet what it once made.
-    code = digest_of_code("data/formats", "data/sources", "preprocessing", "build/preparation.py")
+    readers = ("data/images.py", "data/formats", "data/sources")
+    code = digest_of_code(*readers, "preprocessing", "build/preparation.py")
     content.update(code.encode())
     return content.hexdigest()
 
@@ -99,6 +127,7 @@ def prepare_run(config: ConfigDict, output: str | Path, *, as_tfds: bool = False
     check_numbers(config)
     config = config.copy_and_resolve_references()
     config.data.prepared = str(output)
+    check_place(config)
     source = datasets.make_source(config)
     split, _ = cut_split(config, source)
     config, _, _ = resolve(config, source, rows_of(split, "train"))

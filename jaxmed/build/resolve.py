@@ -82,7 +82,7 @@ def resolve(
         settings = {k: v for k, v in settings.items() if not is_open(v)}
         if config.training.epochs:  # perhaps more of them
             settings.pop("training.steps", None)
-        if config.optimizer.schedule == "constant":
+        if config.optimizer.schedule == "constant" and 0 < config.optimizer.warmup < 1:
             settings["optimizer.warmup"] = earlier["optimizer.warmup"]
     elif config.plan == "auto":
         settings = plan_settings(fingerprint, source.info, given)

@@ -23,7 +23,7 @@ from jaxmed.build.experiment import Experiment
 from jaxmed.build.first_batch import draw_first_batch
 from jaxmed.build.members import plan_members, read_members, rows_of
 from jaxmed.build.preparation import PrepareForTraining
-from jaxmed.build.prepared import prepared_cases
+from jaxmed.build.prepared import check_place, prepared_cases
 from jaxmed.build.resolve import (
     cut_folds,
     fold_gaps,
@@ -84,6 +84,7 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
     """
     workdir = Path(workdir)
     check_numbers(config)
+    check_place(config)
     if dry_run:
         check_could_be_made(workdir)
     elif is_first():

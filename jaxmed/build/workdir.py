@@ -190,9 +190,14 @@ def write_or_compare(workdir: Path, run: dict[str, Any]) -> None:
             # A warm-up that was given as a share follows the length.
             changed = [line for line in changed if not line.startswith("optimizer.warmup")]
         if all(line.startswith(length) for line in changed):
+            what = (
+                "a shorter run"
+                if not longer
+                else (f"under the schedule {now['optimizer.schedule']} a longer run")
+            )
             advice = (
-                f"under the schedule {now['optimizer.schedule']} a longer run is another one: use "
-                f"another workdir, perhaps with --config.model.init={workdir}"
+                f"{what} is another one: use another workdir, perhaps with "
+                f"--config.model.init={workdir}"
             )
         raise UserError(
             f"{workdir}: holds a run with another config ({'; '.join(changed)}); {advice}"

@@ -30,6 +30,7 @@ from jaxmed.types import Region, UserError
 __all__ = [
     "MAX_VOXELS",
     "Image",
+    "image_files",
     "image_grid",
     "image_shape",
     "image_stem",
@@ -206,6 +207,22 @@ def privacy(path: str | os.PathLike[str]) -> tuple[Counter[str], bool]:
     from jaxmed.data.formats import dicom, dicom_privacy
 
     return dicom_privacy.privacy(dicom.files_of(path) if path.is_dir() else [path])
+
+
+def image_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that an image lies in: the slices of a folder, or a header and its voxels.
+
+    Raises:
+        OSError: where one cannot be opened.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return sorted(path.iterdir())
+    if suffix_of(path) in (".mhd", ".nhdr"):
+        from jaxmed.data.formats import itk
+
+        return itk.files(path)
+    return [path]
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:

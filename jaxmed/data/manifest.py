@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from jaxmed.data.sources.findings import LEFT_OUT, PARTS, Findings, part_name, some
-from jaxmed.types import UserError
+from jaxmed.types import UserError, count_of
 
 MANIFESTS = ("manifest.csv", "split.csv")  # read in this order: the latter has the last word
 
@@ -31,6 +31,11 @@ class Entry:
     part: str = ""
     label: str = ""
     patient: str = ""
+
+    @property
+    def used(self) -> bool:
+        """Whether the case is a part of the data set at all."""
+        return self.part != LEFT_OUT
 
 
 def read_entries(
@@ -55,10 +60,11 @@ def read_entries(
         label_column: the column that holds the labels; None if they are not wanted.
 
     Returns:
-        One entry a case, or None where there is no manifest.
+        One entry a case, or None where there is no manifest. Who asked must go on without the
+        cases that are not used, before anything is looked for in them.
 
     Raises:
-        UserError: if a manifest cannot be read or leads out of its folder.
+        UserError: if a manifest cannot be read, leads out of its folder or leaves out all cases.
     """
     paths = [root / name for name in MANIFESTS if (root / name).is_file()]
     if not paths:
@@ -92,6 +98,14 @@ def read_entries(
             findings.notes.append(
                 f"{len(unlisted)} of {len(stems)} cases are not in {path.name}: {some(unlisted)}."
             )
+    left_out = [stem for stem, entry in zip(stems, entries, strict=True) if not entry.used]
+    if len(left_out) == len(stems):
+        raise UserError(f"{root}: {paths[-1].name} leaves out all cases (split none)")
+    if left_out:
+        findings.notes.append(
+            f"{count_of(len(left_out), 'case')} of {len(stems)} left out, as the manifest says: "
+            f"{some(left_out)}."
+        )
     return entries
 
 

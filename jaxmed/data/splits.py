@@ -28,15 +28,13 @@ def split_cases(
     Given parts stay as they are, and nothing in them is repaired. A missing validation part is cut
     from train, in the proportion that `fractions` gives these two. Where neither train nor any
     other part claims a row, it counts as train. With no part given, all three are cut. A case is
-    put into the same part whatever the order of the cases. Cases that are to be left out are in no
-    part.
+    put into the same part whatever the order of the cases.
 
     Args:
         ids: unique name of each case.
         patients: patient, or other group that must stay whole, of each case; "" where unknown.
         labels: class of each case, or (cases, classes) of 0 and 1, to be spread evenly.
-        parts: rows of the parts that the data set comes with, and as "none" those to be left out;
-            {} if none.
+        parts: rows of the parts that the data set comes with; {} if none.
         fractions: of train, val and test; that of test may be 0.
         seed: another seed gives another cut.
 
@@ -52,7 +50,6 @@ def split_cases(
     given = {name: [int(row) for row in rows] for name, rows in parts.items() if len(rows)}
     _check_given(given, len(ids))
     claimed = set(itertools.chain.from_iterable(given.values()))
-    left_out = given.pop("none", [])
     free = [row for row in range(len(ids)) if row not in claimed]
 
     def cut(rows: Sequence[int], names: Sequence[str]) -> dict[str, list[int]]:
@@ -60,10 +57,10 @@ def split_cases(
         groups = _assign(ids, patients, labels, rows, shares, seed=seed, names=names)
         return dict(zip(names, groups, strict=True))
 
-    notes = [f"{len(left_out)} cases are left out, as they are told to be"] if left_out else []
     if not given:
-        return cut(free, PARTS if fractions[2] else PARTS[:2]), notes
+        return cut(free, PARTS if fractions[2] else PARTS[:2]), []
     result = {name: sorted(rows) for name, rows in given.items()}
+    notes = []
     if free and "train" in given:
         notes.append(f"{len(free)} cases belong to none of the given parts and are left out")
     elif free:

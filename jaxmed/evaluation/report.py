@@ -158,8 +158,8 @@ def _summary(split: str, summary: Mapping[str, Any], told: Sequence[str]) -> str
     more = f'\n<p class="dim">{" · ".join(rest)}</p>' if rest else ""
     warning = ""
     if summary.get("also_in_training"):
-        told = count_of(summary["also_in_training"], "case")
-        warning = f"<p><strong>Trained on: {told} of these.</strong></p>\n"
+        known = count_of(summary["also_in_training"], "case")
+        warning = f"<p><strong>Trained on: {known} of these.</strong></p>\n"
     members = _members(summary)
     table = _table(head, rows, numbers=3)
     notes = _notes([note for note in summary.get("notes", ()) if note not in told])
@@ -171,9 +171,9 @@ def _members(summary: Mapping[str, Any]) -> str:
     members, spread = summary.get("members", ()), summary.get("spread", {})
     if not members:
         return ""
-    main = summary["main_score"]
-    names = [n for n in members[0]["metrics"] if "/" not in n and n != main]
-    names = [main, *names[: _MOST_SCORES - 1]]
+    main = summary.get("main_score")  # which of runs from before it was noted is just the first
+    names = [n for n in members[0]["metrics"] if "/" not in n]
+    names = sorted(names, key=lambda name: name != main)[:_MOST_SCORES]
     rows = [
         [_text(member["name"]), str(member["step"]), "yes" if member["chosen"] else ""]
         + [_interval(member["metrics"].get(name, {})) for name in names]

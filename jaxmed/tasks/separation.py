@@ -82,14 +82,15 @@ def _finish(
     goes_on = len(known)
     if tallest:
         pieces, most = scipy.ndimage.label(foreground)
-        is_open = np.zeros(most + 1, bool)
-        is_open[pieces[-1]] = True
-        is_open[0] = False
-        opened = is_open[pieces]
-        rows = np.flatnonzero(opened.reshape(len(opened), -1).any(1))
-        if rows.size and len(known) - rows[0] <= tallest:
-            goes_on = int(rows[0])
-            foreground &= ~opened
+        spans = scipy.ndimage.find_objects(pieces)
+        begin = {n: spans[n - 1][0].start for n in np.unique(pieces[-1]).tolist() if n}
+        # A piece that is too tall is cut here; its neighbours wait for their ends.
+        waiting = [n for n, row in begin.items() if len(known) - row <= tallest]
+        if waiting:
+            goes_on = min(begin[n] for n in waiting)
+            waits = np.zeros(most + 1, bool)
+            waits[waiting] = True
+            foreground &= ~waits[pieces]
     found = _separate(probabilities, foreground, smallest=smallest)
     known[foreground] = np.where(found > 0, found + count, -1)[foreground]
     return known, goes_on, count + int(found.max(initial=0))

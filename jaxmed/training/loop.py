@@ -82,11 +82,18 @@ def train(
     Raises:
         TrainingDiverged: naming the step and its numbers.
     """
-    run = Progress(
-        lifted, logger or Logger(steps=steps), log_every, steps_per_epoch, step_flops, members
-    )
     step = int(jax.device_get(lifted.global_state(state).step))
     best = best_numbers(lifted.global_state(state))
+    told = dict(zip(members, np.ravel(best.get("diverged", ())).tolist(), strict=False))
+    run = Progress(
+        lifted,
+        logger or Logger(steps=steps),
+        log_every,
+        steps_per_epoch,
+        step_flops,
+        members,
+        {member: at for member, at in told.items() if at},
+    )
     is_saved = checkpoints is not None and step in checkpoints.steps()
     saved = (step, evaluated_step(best)) if is_saved else None
     while True:

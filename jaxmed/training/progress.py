@@ -59,10 +59,11 @@ class Progress:
         epoch: float | None,
         step_flops: Callable[[], float | None] | None,
         members: Sequence[str],
+        diverged: Mapping[str, int],
     ):
         self.logger = logger
         self._members = members
-        self._diverged: dict[str, int] = {}
+        self._diverged = dict(diverged)
         self._lifted = lifted
         self._log_every = log_every
         self._steps_per_epoch = epoch
@@ -144,12 +145,15 @@ class Progress:
     def _watch_members(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Say which models have diverged; the others go on."""
         finite = np.all([np.isfinite(metrics[name]) for name in WATCHED], axis=0)
+        known = set(self._diverged)
         for member, is_finite in zip(self._members, finite, strict=True):
-            if not is_finite and member not in self._diverged:
-                self._diverged[member] = step
-                rest = len(self._members) - len(self._diverged)
-                goes_on = "goes on" if rest == 1 else "go on"
-                told = f"; {count_of(rest, 'other model')} {goes_on}" if rest else ""
+            if not is_finite:
+                self._diverged.setdefault(member, step)
+        rest = len(self._members) - len(self._diverged)
+        goes_on = "goes on" if rest == 1 else "go on"
+        told = f"; {count_of(rest, 'other model')} {goes_on}" if rest else ""
+        for member in self._diverged:
+            if member not in known:
                 self.logger.say(f"{member} diverged at step {step}{told}")
 
     def resume_clock(self) -> None:

@@ -262,3 +262,23 @@ def test_pictures_are_not_written_over_each_other(tmp_path):
         tmp_path / "b/x.png",
     )
     assert "same name" in line
+
+
+def test_work_goes_on_where_nobody_reads_what_it_says(tmp_path):
+    command = [sys.executable, "-u", str(ROOT / "experiments/plan.py"), f"--output={tmp_path}"]
+    command += ["--config=configs/classify_phantoms.py", "--config.data.count=30"]
+    command += ["--config.data.extent=32,", "--config.training.steps=9"]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "30 cases" in process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=300) == 0, errors
+    assert "Broken" not in errors and (tmp_path / "plan.json").is_file()

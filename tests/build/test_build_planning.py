@@ -99,11 +99,67 @@ def test_what_is_left_out_stays_out_in_every_layout(tmp_path, layout, parts):
         return source, {part: {source.ids[row] for row in rows} for part, rows in cut.items()}, cut
 
     source, before, rows = open_and_cut()
-    gone = {rows["train"][1], rows["val"][0]}
-    write_split(root / "split.csv", root, source, rows, gone)
-    source, after, _ = open_and_cut()
-    out = {source.ids[row] for row in gone}
-    assert after == {part: names - out for part, names in before.items()}
+    out = set()
+    for _ in range(2):  # what was left out first must not come back
+        gone = {rows["train"][1], rows["val"][0]}
+        out |= {source.ids[row] for row in gone}
+        write_split(root / "split.csv", root, source, rows, gone)
+        source, after, rows = open_and_cut()
+        assert after == {part: names - out for part, names in before.items()}
+        assert not out & set(source.ids)
+    assert any("4 cases of 30 left out" in note for note in source.notes)
+
+
+@pytest.mark.parametrize("written", ["{}", "./{}", "{}:backslash"])
+def test_patients_of_a_former_split_are_kept_however_its_files_are_written(tmp_path, written):
+    root = tmp_path / "data"
+    write_phantoms(root, layout="class_folders", count=12, size=16)
+    config = small_config("classification", "class_folders", **{"data.path": str(root)})
+    files = [case.images[0].relative_to(root) for case in datasets.make_source(config).cases]
+    names = [written.partition(":")[0].format(file.as_posix()) for file in files]
+    names = [name.replace("/", "\\") if "backslash" in written else name for name in names]
+    lines = [f"{name},p{i // 2}" for i, name in enumerate(names)]
+    (root / "split.csv").write_text("file,patient\n" + "\n".join(lines) + "\n")
+    source = datasets.make_source(config)
+    write_split(root / "split.csv", root, source, {"train": list(range(12))}, {3})
+    again = datasets.make_source(config)
+    assert again.patients == [p for row, p in enumerate(source.patients) if row != 3]
+
+
+def test_cases_that_are_not_to_be_used_stop_nothing(tmp_path):
+    root = tmp_path / "data"
+    write_phantoms(root, layout="class_folders", count=12, size=16)
+    (root / "odd").mkdir()
+    iio.imwrite(root / "odd/colours.png", np.zeros((16, 16, 3), np.uint8))
+    broken = next(path for path in sorted(root.rglob("*.png"))).parent / "broken.png"
+    broken.write_bytes(b"no picture")
+    (root / "stray.png").write_bytes(b"in no class")
+    config = small_config("classification", "class_folders", **{"data.path": str(root)})
+    with pytest.raises(UserError):
+        datasets.make_source(config)
+    names = ("odd/colours.png", broken.relative_to(root).as_posix(), "stray.png")
+    (root / "manifest.csv").write_text("file,split\n" + "".join(f"{n},none\n" for n in names))
+    source = datasets.make_source(config)
+    assert len(source) == 12 and len(source.info.class_names) == 3
+    assert source.info.channels == 1
+    everything = [path.relative_to(root).as_posix() for path in root.rglob("*.png")]
+    (root / "split.csv").write_text("file,split\n" + "".join(f"{n},none\n" for n in everything))
+    with pytest.raises(UserError, match="split.csv leaves out all cases"):
+        datasets.make_source(config)
+
+
+def test_pairs_that_are_not_to_be_used_stop_nothing(tmp_path):
+    root = tmp_path / "data"
+    write_phantoms(root, layout="pairs", count=6, size=16)
+    source = datasets.make_source(small_config("segmentation", "pairs", **{"data.path": str(root)}))
+    odd, mismatched = source.cases[1], source.cases[4]
+    iio.imwrite(odd.mask, np.full((16, 16), 77, np.uint8))
+    iio.imwrite(mismatched.mask, np.zeros((9, 9), np.uint8))
+    gone = [source.ids[1], source.ids[4]]
+    (root / "split.csv").write_text("id,split\n" + "".join(f"{name},none\n" for name in gone))
+    again = datasets.make_source(small_config("segmentation", "pairs", **{"data.path": str(root)}))
+    assert again.ids == [name for name in source.ids if name not in gone]
+    assert again.info.class_names == source.info.class_names
 
 
 def test_what_else_a_split_said_is_kept_where_names_clash(tmp_path):
@@ -122,9 +178,11 @@ def test_what_else_a_split_said_is_kept_where_names_clash(tmp_path):
     source = datasets.make_source(config)
     write_split(root / "split.csv", root, source, source.parts, {0, 3})
     again = datasets.make_source(config)
-    assert again.patients == source.patients
-    assert set(again.parts["none"]) == {0, 3}
-    assert set(again.parts["val"]) == set(source.parts["val"])
+    kept = [row for row in range(len(source)) if row not in (0, 3)]
+    assert again.ids == [source.ids[row] for row in kept]
+    assert again.patients == [source.patients[row] for row in kept]
+    in_val = {source.ids[row] for row in source.parts["val"]} - {source.ids[0], source.ids[3]}
+    assert {again.ids[row] for row in again.parts["val"]} == in_val
 
 
 def test_what_the_headers_of_the_files_tell_is_in_the_table_and_in_json(tmp_path, capsys):
@@ -166,7 +224,9 @@ def test_a_gray_image_among_colours_is_not_called_broken(folder, capsys):
 def test_a_plan_fits_the_memory_as_it_is_measured(folder, monkeypatch, capsys):
     write_phantoms(folder / "images", layout="pairs", count=20, size=128)
     path = {"data.path": str(folder / "images")}
-    config = config_of(folder, **path, **{"training.epochs": 3.0, "data.batch_size": 0})
+    # Few weights, so that the memory is that of the images.
+    settings = {"training.epochs": 3.0, "data.batch_size": 0, "model.features": (16, 16, 16)}
+    config = config_of(folder, **path, **settings)
     plan_run(config, folder / "large")
     large = json.loads((folder / "large" / PLAN_FILE).read_text())
     said = capsys.readouterr().out
@@ -175,7 +235,7 @@ def test_a_plan_fits_the_memory_as_it_is_measured(folder, monkeypatch, capsys):
     plan_run(config, folder / "small")
     small = json.loads((folder / "small" / PLAN_FILE).read_text())
     assert small["data.batch_size"] < large["data.batch_size"]
-    monkeypatch.setattr(resolving, "device_bytes", lambda: 2**20)
+    monkeypatch.setattr(resolving, "device_bytes", lambda: 2**18)
     with pytest.raises(UserError, match="GiB even so"):
         plan_run(config, folder / "tiny")
     said = capsys.readouterr().out

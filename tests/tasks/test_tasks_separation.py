@@ -64,3 +64,16 @@ def test_memory_holds_few_rows_and_a_taller_object_is_cut():
     assert 3850 / 800 <= len(numbers) <= 3850 / 500 + 1
     assert len(np.unique(found[60:70, 6:8])) == 1
     assert not np.isin(found[60, 6], numbers)
+
+
+def test_a_taller_object_cuts_no_other():
+    whole = np.zeros((600, 60, 3), np.float32)
+    whole[..., 0] = 1
+    whole[20:580, 2:6] = (0, 1, 0)  # taller than may be waited for
+    for row in range(4, 580, 11):
+        whole[row : row + 9, 20:29] = (0, 1, 0)
+    found = np.concatenate(
+        list(separate_bands(iter(in_bands(whole, range(64, 600, 64))), tallest=100))
+    )
+    assert_same_objects(found[:, 15:], separate_instances(whole)[:, 15:])
+    assert len(np.unique(found[:, :10])) > 2, "the tall one is cut"

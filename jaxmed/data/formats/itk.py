@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ def _affine(reader: Any) -> np.ndarray:
     return _LPS_TO_RAS @ affine
 
 
-def _compressed_data(path: Path) -> tuple[Path, int] | None:
-    """The file and offset at which gzip or zlib data begin; None where they are not compressed."""
+def _fields(path: Path) -> tuple[dict[str, str], int]:
+    """The fields of a header, and where it ends."""
     fields: dict[str, str] = {}
     with open(path, "rb") as stream:
         for line in stream:
@@ -55,11 +55,34 @@ def _compressed_data(path: Path) -> tuple[Path, int] | None:
             # A blank line ends a NRRD header, this key that of MetaImage.
             if not text or "elementdatafile" in fields:
                 break
-        offset = stream.tell()
+        return fields, stream.tell()
+
+
+def _data_name(fields: Mapping[str, str]) -> str:
+    return fields.get("elementdatafile") or fields.get("data file") or fields.get("datafile") or ""
+
+
+def files(path: Path) -> list[Path]:
+    """The header, and the file that holds the voxels where that is another.
+
+    Of names that stand for several files, all that lie beside the header.
+    """
+    name = _data_name(_fields(path)[0])
+    if name.lower() in ("", "local"):
+        return [path]
+    data = path.parent / Path(name).name
+    if data.is_file():
+        return [path, data]
+    return sorted(beside for beside in path.parent.iterdir() if beside.is_file())
+
+
+def _compressed_data(path: Path) -> tuple[Path, int] | None:
+    """The file and offset at which gzip or zlib data begin; None where they are not compressed."""
+    fields, offset = _fields(path)
     is_packed = fields.get("encoding") in ("gzip", "gz")
     if not is_packed and fields.get("compresseddata", "").lower() != "true":
         return None
-    name = fields.get("elementdatafile") or fields.get("data file") or fields.get("datafile") or ""
+    name = _data_name(fields)
     if name.lower() in ("", "local"):
         return path, offset
     skips = any(fields.get(f"{what} skip", "0") != "0" for what in ("line", "byte"))

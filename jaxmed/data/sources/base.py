@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +13,15 @@ import numpy as np
 
 from jaxmed.data.formats.common import window_of
 from jaxmed.data.formats.grid import distance
-from jaxmed.data.images import Image, image_shape, image_stem, patient_digest, read_region
-from jaxmed.data.sources.findings import LEFT_OUT, PARTS
+from jaxmed.data.images import (
+    Image,
+    image_files,
+    image_shape,
+    image_stem,
+    patient_digest,
+    read_region,
+)
+from jaxmed.data.sources.findings import PARTS
 from jaxmed.types import DatasetInfo, Example, Region, UserError, check_example, count_of
 
 FAR_APART = 0.1
@@ -97,8 +103,7 @@ class FileSource:
         content = hashlib.sha256(repr((self.info, self._channels)).encode())
         places = [*case.images, *([] if case.mask is None else [case.mask])]
         # Of a series of slices each: a folder's time does not change with what is in its files.
-        nested = (sorted(path.iterdir()) if path.is_dir() else [path] for path in places)
-        files = [(path.name, path.stat()) for path in itertools.chain(*nested)]
+        files = [(path.name, path.stat()) for place in places for path in image_files(place)]
         told = [(name, status.st_size, status.st_mtime_ns) for name, status in files]
         content.update(repr((case.id, told, case.label)).encode())
         for array in (case.boxes, case.box_label):
@@ -263,9 +268,8 @@ def row_number(index: int, count: int) -> int:
 
 
 def part_rows(parts: Sequence[str]) -> dict[str, list[int]]:
-    """The rows of each part, and of those left out, from the part of each row."""
-    names = (*PARTS, LEFT_OUT)
-    rows = {part: [row for row, name in enumerate(parts) if name == part] for part in names}
+    """The rows of each part, from the part of each row."""
+    rows = {part: [row for row, name in enumerate(parts) if name == part] for part in PARTS}
     return {part: numbers for part, numbers in rows.items() if numbers}
 
 
@@ -298,8 +302,7 @@ def known_patients(
     if unknown:
         notes.append(f"{unknown} cases have no patient; each is taken as a patient of its own.")
     names = [patient or case for case, patient in zip(ids, patients, strict=True)]
-    used = [rows for part, rows in parts.items() if part != LEFT_OUT]
-    seen = Counter(name for rows in used for name in {names[row] for row in rows})
+    seen = Counter(name for rows in parts.values() for name in {names[row] for row in rows})
     shared = sorted(name for name, count in seen.items() if count > 1)
     if shared:
         # Their names stay out of what people share.

@@ -62,6 +62,11 @@ class ClassFolders(FileSource):
             findings=findings,
             label_column=label_column,
         )
+        ids = make_ids(root, files)
+        if entries is not None:
+            used = [row for row, entry in enumerate(entries) if entry.used]
+            files, placed = [files[row] for row in used], [placed[row] for row in used]
+            entries, ids = [entries[row] for row in used], [ids[row] for row in used]
         known = _merge(root, files, placed, entries, labelled=labelled, findings=findings)
         if not any(entry.label for entry in known):
             raise wrong_layout(root, layout=_LAYOUT, expected=_EXPECTED)
@@ -75,7 +80,7 @@ class ClassFolders(FileSource):
                 part=entry.part,
                 patient=entry.patient,
             )
-            for name, file, entry in zip(make_ids(root, files), files, known, strict=True)
+            for name, file, entry in zip(ids, files, known, strict=True)
         ]
         shape = first_shape(([file] for file in files), channels=channels)
         info = DatasetInfo(

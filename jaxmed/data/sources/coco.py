@@ -87,6 +87,8 @@ class Coco(FileSource):
             if entries is not None:
                 part = entries[row].part or case.part
                 case = dataclasses.replace(case, part=part, patient=entries[row].patient)
+                if not entries[row].used:
+                    continue
             cases.append(case)
         info = detection_info(root, cases, names, channels, kind)
         super().__init__(info, cases, notes=findings.notes, channels=channels)

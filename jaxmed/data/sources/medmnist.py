@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmed.data.manifest import read_entries
+from jaxmed.data.manifest import Entry, read_entries
 from jaxmed.data.sources.base import (
     crop_example,
     known_patients,
@@ -84,21 +84,20 @@ class MedMNIST:
 
     def _name_rows(self, findings: Findings) -> None:
         """Set ids, parts and patients; a manifest beside the file may add to them."""
-        where = [
-            (part, row)
-            for part, size in zip(self._part_names, self._sizes, strict=True)
-            for row in range(size)
+        stored = [
+            (number, place) for number, size in enumerate(self._sizes) for place in range(size)
         ]
-        self.ids: Sequence[str] = [f"{part}_{row:05d}" for part, row in where]
+        ids = [f"{self._part_names[number]}_{place:05d}" for number, place in stored]
         entries = read_entries(
-            self._file.parent, files=[()] * len(where), stems=self.ids, findings=findings
-        )
+            self._file.parent, files=[()] * len(ids), stems=ids, findings=findings
+        ) or [Entry()] * len(ids)
         findings.finish()
-        parts = [part for part, _ in where]
-        patients = [""] * len(where)
-        if entries is not None:
-            parts = [entry.part or part for entry, part in zip(entries, parts, strict=True)]
-            patients = [entry.patient for entry in entries]
+        used = [row for row, entry in enumerate(entries) if entry.used]
+        self.ids: Sequence[str] = [ids[row] for row in used]
+        self.labels = self.labels[used]
+        self._places = [stored[row] for row in used]  # number of the array, and where in it
+        parts = [entries[row].part or self._part_names[stored[row][0]] for row in used]
+        patients = [entries[row].patient for row in used]
         self.notes: Sequence[str] = findings.notes
         self.parts: Mapping[str, Sequence[int]] = part_rows(parts)
         self.patients: Sequence[str] | None = known_patients(
@@ -131,12 +130,8 @@ class MedMNIST:
         row = row_number(index, len(self))
         with self._lock:
             arrays = self._arrays or self._keep(_load(self._file))
-        place = row
-        for array in arrays:
-            if place < len(array):
-                break
-            place -= len(array)
-        example = make_example(array[place].copy(), index=row)
+        number, place = self._places[row]
+        example = make_example(arrays[number][place].copy(), index=row)
         example["label"] = np.array(self.labels[row], np.int32)
         check_example(example, self.info, where=f"{self._file} {self.ids[row]}")
         return crop_example(example, region)

@@ -48,10 +48,10 @@ class Decathlon(FileSource):
         channel_names = _channel_names(dataset, file)
         findings = Findings(root)
         cases = _find_cases(root, dataset, len(channel_names), findings)
+        cases = _with_entries(root, cases, findings)
         cases = [case for case in cases if _fits(case, len(channel_names), findings)]
         if not cases and not findings.problems and not findings.invalid:
             raise wrong_layout(root, layout=_LAYOUT, expected=f"images beside {_EXPECTED}")
-        cases = _with_entries(root, cases, findings)
         findings.finish(policy=invalid)
         if not cases:
             raise UserError(f"{root}: no sound case is left; mend the files")
@@ -191,4 +191,5 @@ def _with_entries(root: Path, cases: Sequence[Case], findings: Findings) -> list
     return [
         Case(case.id, case.images, case.mask, part=entry.part, patient=entry.patient)
         for case, entry in zip(cases, known, strict=True)
+        if entry.used
     ]

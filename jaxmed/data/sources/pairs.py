@@ -79,15 +79,19 @@ class ImageMaskPairs(FileSource):
             findings=findings,
         )
         known = entries or [Entry()] * len(found)
-        usable = [i for i, pair in enumerate(found) if _same_grid(*pair, findings)]
+        stems = [_stem(*pair) for pair in found]
+        ids = make_ids(root, [image for image, _ in found], stems=stems)
+        usable = [
+            i for i, pair in enumerate(found) if known[i].used and _same_grid(*pair, findings)
+        ]
         pairs, known = [found[i] for i in usable], [known[i] for i in usable]
+        ids = [ids[i] for i in usable]
         findings.finish(policy=invalid)
         if not pairs:
             raise wrong_layout(root, layout=_LAYOUT, expected=_EXPECTED)
         names, reader = _classes(root, [mask for _, mask in pairs], masks, class_names, findings)
         findings.finish(policy=invalid)
         files = [image for image, _ in pairs]
-        stems = [_stem(*pair) for pair in pairs]
         cases = [
             Case(
                 id=name,
@@ -96,9 +100,7 @@ class ImageMaskPairs(FileSource):
                 part=entry.part or _part(root, image),
                 patient=entry.patient,
             )
-            for name, (image, mask), entry in zip(
-                make_ids(root, files, stems=stems), pairs, known, strict=True
-            )
+            for name, (image, mask), entry in zip(ids, pairs, known, strict=True)
         ]
         shape = first_shape(([file] for file in files), channels=channels)
         info = DatasetInfo(

@@ -94,6 +94,8 @@ def _read_pairs(
     known = entries or [Entry()] * len(stems)
     cases, objects, difficult, cut = [], [], 0, 0
     for stem, entry in zip(stems, known, strict=True):
+        if not entry.used:
+            continue
         shape = header_shape(images[stem], findings)
         annotation = _read_annotation(files[stem], box_minimum, findings)
         if shape is None or annotation is None:
