@@ -1,6 +1,7 @@
 """A data set looked at and planned, without training."""
 
 import json
+import re
 
 import imageio.v3 as iio
 import nibabel
@@ -146,6 +147,32 @@ def test_cases_that_are_not_to_be_used_stop_nothing(tmp_path):
     (root / "split.csv").write_text("file,split\n" + "".join(f"{n},none\n" for n in everything))
     with pytest.raises(UserError, match="split.csv leaves out all cases"):
         datasets.make_source(config)
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_boxes_of_pictures_that_are_not_to_be_used_stop_nothing(tmp_path, layout):
+    root = tmp_path / "data"
+    write_phantoms(root, layout=layout, count=6, size=32, parts=False)
+    config = small_config("detection", layout, **{"data.path": str(root)})
+    names = list(datasets.make_source(config).ids)
+    bad = names[2]
+    for file in [*root.rglob("*.xml"), *root.rglob("*.json")]:
+        if layout == "voc" and file.stem == bad:
+            text = re.sub(r"<xmax>.*?</xmax>", "<xmax>1</xmax>", file.read_text())
+            file.write_text(re.sub(r"<xmin>.*?</xmin>", "<xmin>1</xmin>", text))
+        elif layout == "coco":
+            content = json.loads(file.read_text())
+            [key] = [row["id"] for row in content["images"] if bad in row["file_name"]]
+            for row in content["annotations"]:
+                if row["image_id"] == key:
+                    row["bbox"][2] = 0
+            file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="area"):
+        datasets.make_source(config)
+    (root / "split.csv").write_text(f"id,split\n{bad},none\n")
+    source = datasets.make_source(config)
+    assert list(source.ids) == [name for name in names if name != bad]
+    assert all(len(source[row]["boxes"]) for row in range(5))
 
 
 def test_pairs_that_are_not_to_be_used_stop_nothing(tmp_path):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxmed.data.images import image_stem
-from jaxmed.data.manifest import read_entries, safe_path
+from jaxmed.data.manifest import Entry, read_entries, safe_path
 from jaxmed.data.sources.base import Case, FileSource, make_ids
 from jaxmed.data.sources.findings import Findings, part_name, some
 from jaxmed.data.sources.layouts import open_folder, wrong_layout
@@ -60,7 +60,17 @@ class Coco(FileSource):
     ):
         root, tables = _find_tables(Path(path).expanduser())
         findings = Findings(root)
-        read = [_Table(root, file, part, findings).read() for file, part in tables]
+        opened = [_Table(root, file, part, findings) for file, part in tables]
+        listed = list(dict.fromkeys(path for table in opened for path in table.files()))
+        entries = read_entries(
+            root,
+            files=[[file] for file in listed],
+            stems=[image_stem(file) for file in listed],
+            findings=findings,
+        )
+        told = dict(zip(listed, entries or [], strict=False))
+        left_out = {path for path, entry in told.items() if not entry.used}
+        read = [table.read(left_out) for table in opened]
         pictures = [picture for table in read for picture in table.pictures]
         _check_twice(root, pictures, findings)
         found = list(dict.fromkeys(name for table in read for name in table.categories.values()))
@@ -73,23 +83,21 @@ class Coco(FileSource):
             findings.notes.append(f"{crowds} annotations of crowds (iscrowd) are left out.")
         note_cut_boxes(sum(table.cut for table in read), findings)
         files = [picture.path for picture in pictures]
-        entries = read_entries(
-            root,
-            files=[[file] for file in files],
-            stems=[image_stem(file) for file in files],
-            findings=findings,
-        )
         findings.finish(policy=invalid)
         cases = []
-        for row, (name, picture) in enumerate(zip(make_ids(root, files), pictures, strict=True)):
+        for name, picture in zip(make_ids(root, files), pictures, strict=True):
             boxes, labels = pack_boxes([t for t in picture.objects if t.name in names], names)
-            case = Case(name, (picture.path,), boxes=boxes, box_label=labels, part=picture.part)
-            if entries is not None:
-                part = entries[row].part or case.part
-                case = dataclasses.replace(case, part=part, patient=entries[row].patient)
-                if not entries[row].used:
-                    continue
-            cases.append(case)
+            entry = told.get(picture.path, Entry())
+            cases.append(
+                Case(
+                    name,
+                    (picture.path,),
+                    boxes=boxes,
+                    box_label=labels,
+                    part=entry.part or picture.part,
+                    patient=entry.patient,
+                )
+            )
         info = detection_info(root, cases, names, channels, kind)
         super().__init__(info, cases, notes=findings.notes, channels=channels)
 
@@ -141,17 +149,28 @@ class _Table:
         self.categories: dict[Any, str] = {}
         self.pictures: list[_Picture] = []
         self.crowds = self.cut = 0
-
-    def read(self) -> _Table:
-        content = read_json(self.file)
+        self.content = read_json(file)
         for key in ("images", "annotations", "categories"):
-            if not isinstance(content, dict) or not _is_list_of_dicts(content.get(key)):
-                raise UserError(f"{self.file}: has no list of {key}; expected COCO's {_EXPECTED}")
+            if not isinstance(self.content, dict) or not _is_list_of_dicts(self.content.get(key)):
+                raise UserError(f"{file}: has no list of {key}; expected COCO's {_EXPECTED}")
+
+    def files(self) -> list[Path]:
+        """The files of the pictures that are there."""
+        found = [self._find(self._relative(row)) for row in self.content["images"]]
+        return [path for path in found if path is not None]
+
+    def _relative(self, row: dict) -> str:
+        where = f"{self.file} image {_key(row.get('id'))}"
+        return safe_path(str(row.get("file_name", "")), where=where)
+
+    def read(self, left_out: Collection[Path]) -> _Table:
+        """Read all pictures and objects but those of the files left out."""
+        content = self.content
         rows = sorted(content["categories"], key=lambda row: str(row.get("id", "")).zfill(9))
         self.categories = {_key(row.get("id")): str(row.get("name", "")) for row in rows}
         if len(set(self.categories.values())) < len(rows):
             self.findings.problems.append(f"{self.file.name}: two categories have one id or name")
-        by_id = self._read_pictures(content["images"])
+        by_id = self._read_pictures(content["images"], left_out)
         for row in content["annotations"]:
             self._read_object(row, by_id)
         for picture in self.pictures:
@@ -160,7 +179,9 @@ class _Table:
             self.cut += sum(thing.box not in before for thing in picture.objects)
         return self
 
-    def _read_pictures(self, rows: Sequence[dict]) -> dict[Any, _Picture | None]:
+    def _read_pictures(
+        self, rows: Sequence[dict], left_out: Collection[Path]
+    ) -> dict[Any, _Picture | None]:
         """The picture of each image id; None of one that is left out."""
         by_id: dict[Any, _Picture | None] = {}
         for row in rows:
@@ -169,8 +190,9 @@ class _Table:
                 self.findings.problems.append(f"{self.file.name}: two images have the id {key!r}")
                 continue
             by_id[key] = None
-            relative = safe_path(name, where=f"{self.file} image {key}")
-            path = self._find(relative)
+            path = self._find(self._relative(row))
+            if path in left_out:
+                continue
             if path is None:
                 self.findings.invalid.append(f"{self.file.name} image {key}: no file {name!r}")
                 continue
