@@ -69,7 +69,8 @@ def predict_run(
 
     def failed(index: int, error: UserError) -> None:
         print(f"not predicted: {files[index][1]}", file=sys.stderr)
-        failures.append(str(error))
+        told = str(error)
+        failures.append(told if str(files[index][1]) in told else f"{files[index][1]}: {told}")
 
     def examples() -> Iterator[Example]:
         for index in share_of(range(len(files))):
