@@ -79,6 +79,12 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
     print_findings(findings, left_out=leave_out)
     write_json(output / QUALITY_FILE, [_described(finding, source) for finding in findings])
     gone = {row for f in findings if f.kind in leave_out for row in f.leave_out}
+    found = {f.kind for f in findings}
+    for kind in leave_out:
+        if kind not in found:
+            like = [other for other in sorted(found) if other.startswith(kind)]
+            hint = f"; there is: {', '.join(like)}" if like else ""
+            print(f"note: --leave_out: nothing was found that is called {kind!r}{hint}")
     if leave_out:
         write_split(output / SPLIT_FILE, _root(config), source, split, gone)
     useless = {row for f in findings if f.kind in (BROKEN, OTHER_CHANNELS) for row in f.leave_out}
@@ -163,8 +169,8 @@ def write_split(
             called = [text for text in (*files, name, *map(image_stem, files)) if text in known]
             old = known.pop(called[0]) if called else {}
             rest = [old.get(column, "") for column in more]
-            lines.append([*files[:1], *([] if files else [""]), name])
-            lines[-1] += [LEFT_OUT if row in gone else part, *rest]
+            stated = LEFT_OUT if row in gone else part
+            lines.append([files[0] if files else "", name, stated, *rest])
     for old in known.values():
         lines.append([old.get(column, "") for column in ("file", "id", "split", *more)])
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -54,7 +54,7 @@ def predict_run(
         UserError: where an input is missing; after all else, where a file is broken or of other
             dimensions than the network's.
     """
-    files = find_inputs(inputs)
+    files = find_inputs(inputs, output=Path(output))
     run = load_run(workdir, config)
     if probabilities and run.info.task != "segmentation":
         raise UserError(
@@ -139,8 +139,12 @@ def _draw(path: Path, image: Image, prediction: Any, run: TrainedRun) -> None:
     draw_overlay(path, image.array, spacing=image.spacing, class_names=names, **shown)
 
 
-def find_inputs(inputs: Sequence[str]) -> list[tuple[str, Path]]:
+def find_inputs(inputs: Sequence[str], *, output: Path | None = None) -> list[tuple[str, Path]]:
     """Name and path of each image; the name is relative to the folder it was found in.
+
+    Args:
+        inputs: files and folders.
+        output: of the predictions; where it lies within a folder given, what is in it is no input.
 
     Raises:
         UserError: where there is none, or two would be written to the same name.
@@ -153,6 +157,9 @@ def find_inputs(inputs: Sequence[str]) -> list[tuple[str, Path]]:
         own = path.name or path.resolve().name
         if path.is_dir():
             images = list_images(path)
+            if output is not None and output.resolve() != path.resolve():
+                own_results = output.resolve()
+                images = [i for i in images if not i.resolve().is_relative_to(own_results)]
             if not images:
                 raise UserError(f"{path}: holds no images; give a folder of image files")
             # The slices of a series are one image, listed by the folder itself.

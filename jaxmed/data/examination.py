@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 
 from jaxmed.data.burnt_in import CHARACTERS
-from jaxmed.data.looks import BROKEN, FEWEST_VALUES, OTHER_CHANNELS, Look, look_at, pack, unpack
+from jaxmed.data.looks import BROKEN, OTHER_CHANNELS, Look, look_at, pack, unpack
 from jaxmed.data.quality import THREADS
 from jaxmed.data.splits import PARTS
 from jaxmed.types import ChannelsError, UserError
 
 SEVERITIES = ("error", "warning", "note")
 """Wrong results, likely wrong results, and what one should know; in this order."""
+
+FEWEST_COMPARED = 24
+"""Values of a small copy, of which fewer are alike by chance."""
 
 SAME = ("identical images", "nearly identical images")
 IN_PARTS, IN_LABELS = "in several parts", "with different labels"
@@ -84,19 +87,21 @@ def examine(
         Findings, the worst first.
     """
     rows = sorted({row for members in split.values() for row in members})
+    stamps: dict[int, str] = {}
+    if known is not None and hasattr(source, "case_stamp"):
+        stamps = {row: source.case_stamp(row) for row in rows}  # before anything is read
+    unchanged = {row: known[stamp] for row, stamp in stamps.items() if known and stamp in known}
     looks: dict[int, Look] = {}
     with ThreadPoolExecutor(THREADS) as pool:
-        for done, (row, look) in enumerate(
-            zip(rows, pool.map(_looker(source, known or {}), rows), strict=True)
-        ):
-            looks[row] = look
+        look = _looker(source, unchanged)
+        for done, (row, found) in enumerate(zip(rows, pool.map(look, rows), strict=True)):
+            looks[row] = found
             progress(done + 1)
-    if known is not None and hasattr(source, "case_stamp"):
-        stored = {source.case_stamp(row): pack(look) for row, look in looks.items()}
+    if known is not None:
         known.clear()
-        known.update(stored)
+        known.update({stamp: pack(looks[row]) for row, stamp in stamps.items()})
     part_of = {row: part for part, members in split.items() for row in members}
-    found = [
+    findings = [
         *_unreadable(looks),
         *_duplicates(source, looks, part_of),
         *_patients(source, split),
@@ -107,14 +112,13 @@ def examine(
         *_written_on(source, looks),
         *_outlying(source, looks),
     ]
-    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def _looker(source: Any, known: Mapping[str, Any]) -> Callable[[int], Look]:
+def _looker(source: Any, unchanged: Mapping[int, Any]) -> Callable[[int], Look]:
     def look(row: int) -> Look:
-        stamp = source.case_stamp(row) if known else ""
-        if stamp in known:
-            return unpack(known[stamp])
+        if row in unchanged:
+            return unpack(unchanged[row])
         try:
             return look_at(source[row])
         except ChannelsError as error:
@@ -156,7 +160,7 @@ def alike(looks: Mapping[int, Look], rows: Sequence[int]) -> Iterator[tuple[int,
     by_size: dict[int, list[int]] = defaultdict(list)
     for row in rows:
         thumbnail = looks[row].thumbnail
-        if thumbnail is not None and thumbnail.size >= FEWEST_VALUES:
+        if thumbnail is not None and thumbnail.size >= FEWEST_COMPARED:
             by_size[thumbnail.size].append(row)
     for members in by_size.values():
         copies = np.stack([t for row in members if (t := looks[row].thumbnail) is not None])

@@ -46,7 +46,7 @@ def encode(example: Example, *, name: str) -> list[bytes]:
         if block == stored.shape:
             small.append(stored.tobytes())
         else:
-            large += [stored[region].tobytes() for _, region in _blocks(stored.shape, block)]
+            large += [stored[region].tobytes() for region in _blocks(stored.shape, block)]
     header = json.dumps({"id": name, "arrays": table}).encode()
     return [b"".join([_LENGTH.pack(len(header)), header, *small]), *large]
 
@@ -64,11 +64,11 @@ def block_shape(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
     return tuple(block)
 
 
-def _blocks(shape: Sequence[int], block: Sequence[int]) -> Iterator[tuple[int, Region]]:
-    """The number and the region of each block, in order."""
+def _blocks(shape: Sequence[int], block: Sequence[int]) -> Iterator[Region]:
+    """The region of each block, in order."""
     counts = [-(-side // part) for side, part in zip(shape, block, strict=True)]
-    for number, place in enumerate(np.ndindex(*counts)):
-        yield number, tuple(slice(i * n, (i + 1) * n) for i, n in zip(place, block, strict=True))
+    for place in np.ndindex(*counts):
+        yield tuple(slice(i * n, (i + 1) * n) for i, n in zip(place, block, strict=True))
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:

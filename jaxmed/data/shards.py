@@ -30,7 +30,7 @@ from jaxmed.data.quality import THREADS
 from jaxmed.data.records import decode, encode
 from jaxmed.types import DatasetInfo, Example, UserError
 
-VERSION = 3
+VERSION = 4
 INDEX_FILE = "index.json"
 SHARD_BYTES = 2**26
 """Of the arrays of a shard, about: what an interrupted run has to do again at most."""
@@ -85,7 +85,10 @@ def write_shards(
                 else:
                     done += len(block)
                     progress(done + written)
-        shards = [{"file": n, "rows": block} for n, block in zip(names, blocks, strict=True)]
+        shards = [
+            {"file": name, "rows": block, "bytes": (folder / name).stat().st_size}
+            for name, block in zip(names, blocks, strict=True)
+        ]
         index = {"version": VERSION, "key": key, "shards": shards}
         with _new_file(folder / INDEX_FILE) as part:
             part.write_text(json.dumps(index), encoding="utf-8")
@@ -206,8 +209,9 @@ class Shards:
 
     def __getitem__(self, row: int) -> Example:
         read = functools.partial(self._read, int(row))
+        [first] = read([0])
         with self._told(int(row)):
-            return decode(read([0])[0], read)
+            return decode(first, read)
 
     def _read(self, row: int, numbers: Sequence[int]) -> list[bytes]:
         """Records of a case, by their numbers in it."""
@@ -247,14 +251,21 @@ def is_finished(folder: Path, *, key: str) -> bool:
     """Whether a set is whole: its index of this key is there, and all shards that it names.
 
     Raises:
-        UserError: where the index cannot be read.
+        UserError: where the index cannot be read, or a shard is not as long as it was.
     """
     index = read_index(folder)
-    return (
-        index is not None
-        and (index["version"], index["key"]) == (VERSION, key)
-        and all((folder / Path(shard["file"]).name).is_file() for shard in index["shards"])
-    )
+    if index is None or (index["version"], index["key"]) != (VERSION, key):
+        return False
+    for shard in index["shards"]:
+        path = folder / Path(shard["file"]).name
+        if not path.is_file():
+            return False
+        if path.stat().st_size != shard["bytes"]:
+            raise UserError(
+                f"{path}: has {path.stat().st_size} bytes and had {shard['bytes']}; delete this "
+                "file, and the same command prepares it again"
+            )
+    return True
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:

@@ -283,3 +283,35 @@ def test_the_report_of_a_run_tells_what_was_found(folder):
 def test_a_wrong_path_is_told(folder):
     with pytest.raises(UserError, match="nowhere"):
         plan_run(config_of(folder, **{"data.path": str(folder / "nowhere")}), folder / "plan")
+
+
+def test_kinds_of_which_there_is_nothing_and_other_labels_are_told(tmp_path, capsys):
+    root = tmp_path / "data"
+    write_phantoms(root, layout="class_folders", count=24, size=16, parts=True)
+    images = sorted(root.rglob("train/*/*.png"))
+    first, second = images[0], next(p for p in images if p.parent.name != images[0].parent.name)
+    second.write_bytes(first.read_bytes())
+    config = small_config("classification", "class_folders", **{"data.path": str(root)})
+    plan_run(config, tmp_path / "plan", leave_out=["identical images"])
+    said = capsys.readouterr().out
+    assert "nothing was found that is called 'identical images'; there is: identical images" in said
+    files = [p.relative_to(root).as_posix() for p in sorted(root.rglob("*.png"))]
+    lines = [f"{name},{name.split('/')[1]}" for name in files]
+    other = second.parent.name
+    lines[0] = f"{files[0]},{other if files[0].split('/')[1] != other else first.parent.name}"
+    (root / "manifest.csv").write_text("file,label\n" + "\n".join(lines) + "\n")
+    [note] = [n for n in datasets.make_source(config).notes if "another label" in n]
+    assert note.startswith("The manifest gives 1 image another label than the folder:")
+
+
+def test_a_link_to_nowhere_is_a_broken_case(tmp_path, capsys):
+    root = tmp_path / "data"
+    write_phantoms(root, layout="class_folders", count=12, size=16)
+    image = sorted(root.rglob("*.png"))[7]
+    image.unlink()
+    image.symlink_to(tmp_path / "gone.png")
+    config = small_config("classification", "class_folders", **{"data.path": str(root)})
+    for _ in range(2):  # also where a look is known already
+        assert not plan_run(config, tmp_path / "plan")
+        said = capsys.readouterr().out
+        assert "error: broken case (1)" in said and image.name in said

@@ -26,3 +26,12 @@ def test_the_slices_of_a_series_are_one_image_with_the_folder_s_name(tmp_path):
         file.save_as(tmp_path / f"scan/{number}.dcm")
     assert find_inputs([str(tmp_path / "scan")]) == [("scan", tmp_path / "scan")]
     assert find_inputs([str(tmp_path)]) == [("scan", tmp_path / "scan")]
+
+
+def test_predictions_of_an_earlier_call_are_no_input(tmp_path):
+    for name in ("a.png", "out/a.png", "out/overlays/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"png")
+    found = find_inputs([str(tmp_path)], output=tmp_path / "out")
+    assert [name for name, _ in found] == ["a.png"]
+    assert len(find_inputs([str(tmp_path / "out")], output=tmp_path / "out")) == 2

@@ -194,6 +194,26 @@ def test_a_file_cut_short_is_found_and_named(folder):
             found[row]
 
 
+def test_a_shard_of_another_length_is_not_called_ready(folder):
+    path = sorted(folder.glob("shard-*"))[1]
+    assert is_finished(folder, key="k")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=rf"{path.name}: has .* bytes and had .*; delete this file"):
+        is_finished(folder, key="k")
+    path.unlink()
+    assert not is_finished(folder, key="k")
+    assert write_shards(case, range(0, 40, 2), IDS, folder, key="k") == 8
+    assert is_finished(folder, key="k")
+
+
+def test_what_is_wrong_with_a_shard_is_told_once(folder):
+    path = sorted(folder.glob("shard-*"))[0]
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UserError) as error:
+        Shards(folder, key="k", info=INFO)[0]
+    assert str(error.value).count("cannot be read") == 1
+
+
 def test_a_case_that_cannot_be_read_leaves_whole_shards_only(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_BYTES", 8 * (16 * 12 * 8 + 4))
 

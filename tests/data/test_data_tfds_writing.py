@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+import tensorflow_datasets
 
 from jaxmed.data.sources.phantoms import Phantoms
 from jaxmed.data.sources.tfds import TFDS
 from jaxmed.data.tfds_writing import write_tfds
 from jaxmed.types import UserError
 
-tensorflow_datasets = pytest.importorskip("tensorflow_datasets")
 SPLIT = {"train": [0, 2, 4], "val": [1, 3], "test": [6, 5]}
 
 

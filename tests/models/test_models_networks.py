@@ -129,9 +129,10 @@ def test_dropout_acts_in_training_only():
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
     model = ResNet(2, ResNetBackbone(width=4, norm="group"), dropout=0.5)
     variables = init(model, images)
-    draw = lambda seed: model.apply(  # noqa: E731
-        variables, images, train=True, rngs={"dropout": jax.random.key(seed)}
-    )
+
+    def draw(seed):
+        return model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(seed)})
+
     assert not np.allclose(draw(0), draw(1))
     np.testing.assert_array_equal(model.apply(variables, images), model.apply(variables, images))
 

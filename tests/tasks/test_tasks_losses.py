@@ -90,7 +90,9 @@ def test_padded_examples_change_no_loss(name):
     task, batch, network = batches()[name]
 
     def loss(batch):
-        apply = lambda images, key: (network(images), {})  # noqa: E731
+        def apply(images, key):
+            return network(images), {}
+
         return task.loss(apply, batch, key=jax.random.key(0), total=identity)[0]
 
     rng = np.random.default_rng(1)

@@ -103,8 +103,11 @@ class FileSource:
         content = hashlib.sha256(repr((self.info, self._channels)).encode())
         places = [*case.images, *([] if case.mask is None else [case.mask])]
         # Of a series of slices each: a folder's time does not change with what is in its files.
-        files = [(path.name, path.stat()) for place in places for path in image_files(place)]
-        told = [(name, status.st_size, status.st_mtime_ns) for name, status in files]
+        try:
+            files = [(path.name, path.stat()) for place in places for path in image_files(place)]
+            told = [(name, status.st_size, status.st_mtime_ns) for name, status in files]
+        except OSError:
+            told = []  # gone, or a link to nowhere, as reading it will tell
         content.update(repr((case.id, told, case.label)).encode())
         for array in (case.boxes, case.box_label):
             content.update(b"" if array is None else np.ascontiguousarray(array).tobytes())

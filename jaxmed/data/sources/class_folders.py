@@ -11,7 +11,7 @@ from jaxmed.data.manifest import Entry, has_column, read_entries
 from jaxmed.data.sources.base import Case, FileSource, first_shape, make_ids
 from jaxmed.data.sources.findings import PARTS, Findings, part_name, some
 from jaxmed.data.sources.layouts import guess_layout, nested_layouts, open_folder, wrong_layout
-from jaxmed.types import DatasetInfo, UserError
+from jaxmed.types import DatasetInfo, UserError, count_of
 
 _LAYOUT = "class folders"
 _EXPECTED = "CLASS/... or SPLIT/CLASS/... with at least two classes, or a manifest.csv with labels"
@@ -116,7 +116,7 @@ def _merge(
     if entries is None:
         entries = [Entry()] * len(files)
     listed = {entry.label for entry in entries if entry.label}
-    merged, moved = [], 0
+    merged, moved, renamed = [], 0, []
     for file, place, entry in zip(files, placed, entries, strict=True):
         label = entry.label or place.label
         if labelled and not entry.label and label not in listed:
@@ -124,8 +124,15 @@ def _merge(
         if not label:
             reason = "has no label in the manifest" if labelled else "lies in no class folder"
             findings.problems.append(f"{file.relative_to(root).as_posix()} {reason}")
+        if entry.label and place.label in listed and entry.label != place.label:
+            renamed.append(f"{file.name} {entry.label} instead of {place.label}")
         moved += bool(entry.part in PARTS and place.part and entry.part != place.part)
         merged.append(dataclasses.replace(entry, label=label, part=entry.part or place.part))
+    if renamed:
+        findings.notes.append(
+            f"The manifest gives {count_of(len(renamed), 'image')} another label than the folder: "
+            f"{some(renamed)}."
+        )
     if moved:
         findings.notes.append(
             f"The manifest puts {moved} images in another part than their folder."
