@@ -177,7 +177,8 @@ def _draw_case(
         **pictures_of(run, example, prediction),
         class_names=run.info.class_names,
     )
-    scores = [f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in told.items()]
+    shown = [(name, value) for name, value in told.items() if name != "score"]  # shown beside it
+    scores = [f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in shown]
     return {
         "id": source.ids[row],
         "score": told["score"],
