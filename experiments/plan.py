@@ -11,7 +11,13 @@ from absl import flags
 from jaxmed.build import cli
 
 CONFIG = cli.define_config()
-LEAVE_OUT = flags.DEFINE_list("leave_out", [], "Kinds of findings whose cases split.csv lacks.")
+LEAVE_OUT = flags.DEFINE_list(
+    "leave_out",
+    [],
+    "Kinds of findings, with commas between, whose cases are left out by the split.csv that is "
+    "then written to --output, such as 'broken case,identical images in several parts'; README.md "
+    "has all.",
+)
 OUTPUT = flags.DEFINE_string("output", None, "Folder for quality.json and plan.json.")
 
 

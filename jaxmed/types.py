@@ -211,7 +211,7 @@ def check_example(example: Example, info: DatasetInfo, *, where: str) -> None:
         )
     if image.shape[-1] != info.channels:
         raise ChannelsError(
-            f"{where}: image has {image.shape[-1]} channels, the first image of the set has "
+            f"{where}: image has {image.shape[-1]} channels, most images of the set have "
             f"{info.channels}; convert the files, or set --config.data.channels=1 or 3 for all"
         )
     if 0 in image.shape:

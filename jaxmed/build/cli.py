@@ -20,6 +20,15 @@ from jaxmed.types import UserError
 DEBUG = flags.DEFINE_boolean("debug", False, "Show the traceback of every error.")
 
 
+_WANTED: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    tuple: "numbers with commas between, as in 64,64",
+}
+"""What the value of a key can be, by the type of its default."""
+
+
 def define_config() -> flags.FlagHolder:
     """`--config=configs/NAME.py[:PRESET]` with overrides `--config.KEY=VALUE`."""
     return config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py[:PRESET].")
@@ -140,12 +149,15 @@ def _help() -> str:
     ]
     overrides = "  --config.KEY=VALUE: Another value for a key; train.py --dry_run lists them."
     debug = f"  --debug: {flags.FLAGS['debug'].help}"
-    return "\n".join([f"{sys.modules['__main__'].__doc__}\nFlags:", *lines, overrides, debug])
+    several = "  --coordinator, --processes, --process: Of several processes, see README.md."
+    told = [f"{sys.modules['__main__'].__doc__}\nFlags:", *lines, overrides, several, debug]
+    return "\n".join(told)
 
 
 def _explain(error: Exception, arguments: Sequence[str]) -> str:
     """One line that names the flag and, where it can, the one that was meant."""
-    keys = list(flatten(base_config("classification")))
+    defaults = flatten(base_config("classification"))
+    keys = list(defaults)
     sections = {key.rsplit(".", 1)[0] for key in keys}
     given = [match.group(1) for a in arguments if (match := re.match(r"--?([^=]+)", a))]
     for name in given:
@@ -167,6 +179,11 @@ def _explain(error: Exception, arguments: Sequence[str]) -> str:
         return f"--{unknown}: no such flag{_meant(unknown, every)}"
     flawed = [a for a in arguments if a.startswith("--config.") and "=" in a]
     said = " ".join(str(error).split())
+    for argument in flawed:
+        name, _, value = argument.partition("=")
+        wanted = _WANTED.get(type(defaults.get(name.removeprefix("--config."))))
+        if wanted and f"{name}=" in said:
+            return f"{name} is {value!r}; expected {wanted}"
     named = any(a.split("=")[0] in said for a in flawed)
     return said if named or not flawed else f"{' or '.join(flawed)}: {said}"
 

@@ -76,9 +76,12 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
     write_json(output / LOOKS_FILE, {"code": code, "looks": known})
     findings += examine_files(source, sorted(row for rows in split.values() for row in rows))
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    print_findings(findings, left_out=leave_out)
-    write_json(output / QUALITY_FILE, [_described(finding, source) for finding in findings])
+    useless = {row for f in findings if f.kind in (BROKEN, OTHER_CHANNELS) for row in f.leave_out}
     gone = {row for f in findings if f.kind in leave_out for row in f.leave_out}
+    if config.data.invalid == "drop":
+        gone |= useless  # as training does
+    print_findings(findings, gone=gone)
+    write_json(output / QUALITY_FILE, [_described(finding, source) for finding in findings])
     found = {f.kind for f in findings}
     for kind in leave_out:
         if kind not in found:
@@ -87,7 +90,6 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
             print(f"note: --leave_out: nothing was found that is called {kind!r}{hint}")
     if leave_out:
         write_split(output / SPLIT_FILE, _root(config), source, split, gone)
-    useless = {row for f in findings if f.kind in (BROKEN, OTHER_CHANNELS) for row in f.leave_out}
     if not useless <= gone:
         print("no plan: first mend or leave out what is broken or has other channels")
         return False
@@ -97,8 +99,7 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
         return False
     _plan(config, source, rows, output)
     print(f"written: {output / QUALITY_FILE}, {output / PLAN_FILE}")
-    left = [f for f in findings if not (f.leave_out and set(f.leave_out) <= gone)]
-    wrong = [finding.kind for finding in left if finding.severity == "error"]
+    wrong = [f.kind for f in findings if f.severity == "error" and not _cured(f, gone)]
     if wrong:
         print(f"mend before training, or results will be wrong: {', '.join(dict.fromkeys(wrong))}")
     return not wrong
@@ -207,20 +208,25 @@ def _open(config: ConfigDict) -> tuple[Source, list[Finding]]:
         return source, [Finding("error", "invalid annotation", advice, tuple(problems))]
 
 
-def print_findings(findings: Sequence[Finding], *, left_out: Sequence[str] = ()) -> None:
+def _cured(finding: Finding, gone: Collection[int]) -> bool:
+    """Whether nothing of a finding is left without the rows that are gone."""
+    return bool(finding.leave_out) and set(finding.leave_out) <= set(gone)
+
+
+def print_findings(findings: Sequence[Finding], *, gone: Collection[int] = ()) -> None:
     """Print all findings, the worst first, each with its first cases and what to do.
 
     Args:
         findings: as they are to be printed.
-        left_out: kinds whose cases are left out, of which nothing is to be done any more.
+        gone: rows that are left out; of findings that are cured by it nothing is to be done.
     """
     if not findings:
         print("nothing stands out")
     for finding in findings:
-        gone = finding.kind in left_out and bool(finding.leave_out)
-        told = f"{finding.severity}, left out" if gone else finding.severity
+        cured = _cured(finding, gone)
+        told = "left out" if cured else finding.severity
         print(f"{told}: {finding.kind} ({len(finding.cases)}): {some(finding.cases)}")
-        if finding.advice and not gone:
+        if finding.advice and not cured:
             print(f"    {finding.advice}")
 
 

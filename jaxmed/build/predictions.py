@@ -16,6 +16,7 @@ from jaxmed.build.trained import TrainedRun, check_image, load_run
 from jaxmed.build.workdir import make_folder
 from jaxmed.data.formats.dicom_seg import check_available
 from jaxmed.data.images import Image, image_stem, list_images, read_image, write_image
+from jaxmed.data.looks import FEWEST_VALUES, different_values
 from jaxmed.data.sources.base import make_example
 from jaxmed.data.sources.findings import first_of
 from jaxmed.evaluation.pictures import draw_overlay
@@ -187,6 +188,10 @@ def _check(path: Path, example: Example, run: TrainedRun) -> None:
     check_image(run, example["image"], str(path))
     if not np.isfinite(example["image"]).all():
         raise UserError(f"{path}: holds NaN or infinite values; repair the file or leave it out")
+    values = different_values(example["image"])
+    if values < FEWEST_VALUES:
+        told = f"{values} different values: is it a mask?" if values > 1 else "one value"
+        print(f"note: {path} has only {told}")
 
 
 def _make_writer(output: Path, run: TrainedRun) -> Any:

@@ -117,8 +117,10 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
         notes += found
     by = "image" if source.patients is None else "patient"
     sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.items())
-    how = "folds cut by" if config.training.folds else "where no part is given, cut by"
-    print(f"split: {sizes} ({how} {by})")
+    how = f"folds cut by {by}" if config.training.folds else f"what was not given, cut by {by}"
+    if not config.training.folds and split.keys() <= source.parts.keys():
+        how = "as given"
+    print(f"split: {sizes} ({how})")
     for key in sorted(set(useless_keys(config)) & _changed_keys(config)):
         print(f"note: {key} is set, but this task, layout or model has no use for it")
     rows = rows_of(split, "train")

@@ -172,10 +172,11 @@ def check_image(run: TrainedRun, image: np.ndarray, where: str) -> None:
     Raises:
         UserError: naming the image.
     """
-    coloured = image.shape[-1] in (3, 4) and (image[..., :1] != image[..., 1:3]).any()
-    if coloured and run.info.channels == 1 and "data.channels" in run.run["planned"]:
+    several = image.shape[-1] > 1 and (image[..., :1] != image[..., 1:3]).any()
+    if several and run.info.channels == 1 and "data.channels" in run.run["planned"]:
+        found = "is coloured" if image.ndim == 3 else f"has {image.shape[-1]} channels"
         raise UserError(
-            f"{where}: is coloured; the run was trained on gray images: convert the image, or "
+            f"{where}: {found}; the run was trained on gray images: convert the image, or "
             "train with --config.data.channels=1, which makes all images gray"
         )
     trained = run.run["data"]["dtypes"]

@@ -21,6 +21,8 @@ THUMBNAIL = {2: 24, 3: 12}
 """Values a side of the small copy by which near duplicates are found, by the number of axes."""
 SAME_BOX = 0.8
 """Overlap from which two boxes of one label are one object marked twice."""
+SAMPLED = 4096
+"""Voxels by which different values are counted."""
 FEWEST_VALUES = 16
 """Different values of an image that is taken for a photograph or scan."""
 
@@ -92,7 +94,7 @@ def look_at(example: Example) -> Look:
         classes = frozenset(int(c) for c in on)
     digest = hashlib.sha256(content).hexdigest()
     # Of an image of few values, such as a drawing, none is a limit that was hit.
-    few = np.unique(flat[:: max(1, len(flat) // 1024)]).size < FEWEST_VALUES
+    few = different_values(image) < FEWEST_VALUES
     at_top = 0.0 if few else float((flat == high).mean())
     return Look(
         digest=digest,
@@ -103,6 +105,13 @@ def look_at(example: Example) -> Look:
         at_top=at_top,
         characters=longest_row(image) if image.ndim == 3 else 0,
     )
+
+
+def different_values(image: np.ndarray) -> int:
+    """Different values among some thousand voxels of an image, and its least and greatest."""
+    flat = image.reshape(-1, image.shape[-1])
+    some = flat[:: max(1, len(flat) // SAMPLED)]
+    return np.union1d(some, [flat.min(), flat.max()]).size
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray | None:

@@ -42,7 +42,9 @@ REASONS = {
     "model.head_features": "96 in 2-D, 48 in 3-D, where there are many cells",
     "model.features": "doubled at each level",
     "model.strides": "axes are halved until 4 voxels are left, thick ones later",
-    "evaluation.nsd_tolerance": "1 mm; where voxels are below 0.1 mm, one voxel",
+    "evaluation.nsd_tolerance": (
+        "1 mm, which a voxel of unknown size counts as; where voxels are below 0.1 mm, one voxel"
+    ),
     "training.steps": "some minutes on two CPU cores, within 8 to 150 epochs",
 }
 """Why each setting is planned as it is."""

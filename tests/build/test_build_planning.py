@@ -55,6 +55,27 @@ def test_what_is_broken_is_told_and_stops_the_plan(folder, capsys):
     assert not (folder / "plan" / PLAN_FILE).exists()
 
 
+def test_what_training_drops_is_neither_in_the_plan_nor_to_be_mended(folder, capsys):
+    images = sorted((folder / "data").rglob("images/**/*.png"))
+    images[0].write_bytes(images[0].read_bytes()[:100])
+    assert plan_run(config_of(folder, **{"data.invalid": "drop"}), folder / "plan")
+    said = capsys.readouterr().out
+    assert "left out: broken case (1)" in said and "mend" not in said
+    assert (folder / "plan" / PLAN_FILE).exists()
+
+
+def test_what_another_kind_left_out_is_no_error_any_more(folder, capsys):
+    images = sorted((folder / "data").rglob("images/**/*.png"))
+    for image in images[:2]:
+        iio.imwrite(image, np.full((32, 32), 9, np.uint8))
+    config = config_of(folder)
+    # Images of one value are all the same, and cured with them.
+    assert plan_run(config, folder / "plan", leave_out=["image of one value"])
+    said = capsys.readouterr().out
+    assert "left out: image of one value (2)" in said
+    assert "left out: identical images" in said and "error" not in said
+
+
 def test_what_was_agreed_to_is_left_out(folder, capsys):
     images = sorted((folder / "data").rglob("images/**/*.png"))
     images[0].write_bytes(images[0].read_bytes()[:100])
@@ -240,10 +261,11 @@ def test_a_gray_image_among_colours_is_not_called_broken(folder, capsys):
         iio.imwrite(
             image, np.repeat(iio.imread(image)[..., None], 3, -1) // np.array([1, 2, 3], np.uint8)
         )
-    # The first image says how many channels the set has.
+    # Most images say how many channels the set has, the first one or not.
     assert not plan_run(config_of(folder), folder / "plan")
     said = capsys.readouterr().out
-    assert "error: other number of channels" in said and "broken" not in said.split("no plan")[0]
+    [line] = [line for line in said.splitlines() if "error: other number of channels" in line]
+    assert "(1)" in line and images[0].stem in line and "broken" not in said.split("no plan")[0]
     assert plan_run(config_of(folder, **{"data.channels": 3}), folder / "plan")
 
 

@@ -145,7 +145,13 @@ def test_pictures_are_classified_and_tabled(trained, tmp_path, capsys):
     images = tmp_path / "new/images"
     first = next(images.iterdir())
     iio.imwrite(images / "colour.jpg", np.repeat(iio.imread(first)[..., None], 3, -1))
+    iio.imwrite(images / "flat.png", np.full((48, 48), 7, np.uint8))
+    iio.imwrite(images / "mask.png", np.eye(48, dtype=np.uint8))
     predict_run(trained["classification"], [str(images)], output=tmp_path / "out", overlay=True)
+    said = capsys.readouterr().out
+    assert "flat.png has only one value" in said
+    assert "mask.png has only 2 different values: is it a mask?" in said
+    assert said.count("note: ") == 2
     with (tmp_path / "out/predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sorted(r["file"] for r in rows) == sorted(p.name for p in images.iterdir())
@@ -154,7 +160,7 @@ def test_pictures_are_classified_and_tabled(trained, tmp_path, capsys):
         probabilities = [float(row[name]) for name in ("round", "elongated", "atypical")]
         np.testing.assert_allclose(sum(probabilities), 1, atol=1e-5)
         assert float(row[row["prediction"]]) == max(probabilities)
-    assert len(list((tmp_path / "out/overlays").iterdir())) == 4
+    assert len(list((tmp_path / "out/overlays").iterdir())) == 6
 
 
 @pytest.mark.slow

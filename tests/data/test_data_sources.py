@@ -248,6 +248,17 @@ def test_an_image_of_other_channels_is_named_when_read(tmp_path):
     with pytest.raises(UserError, match="2.png: image has 3 channels"):
         source[1]
     assert ClassFolders(tmp_path, channels=3)[0]["image"].shape == (6, 8, 3)
+    write_image(tmp_path / "b" / "3.png", shape=(6, 8, 3))
+    assert ClassFolders(tmp_path).info.channels == 3  # as most are, not as the first is
+
+
+def test_a_rare_class_of_nearly_another_name_is_asked_about(tmp_path):
+    for number in range(30):
+        write_image(tmp_path / "PNEUMONIA" / f"{number}.png")
+        write_image(tmp_path / "NORMAL" / f"n{number}.png")
+    write_image(tmp_path / "PNEUMONA" / "x.png")
+    [note] = [note for note in ClassFolders(tmp_path).notes if "meant" in note]
+    assert note == "Only 1 image of the class 'PNEUMONA': is 'PNEUMONIA' meant?"
 
 
 def test_real_class_folders(real_data):

@@ -26,6 +26,8 @@ from jaxmed.types import DatasetInfo, Example, Region, UserError, check_example,
 
 FAR_APART = 0.1
 """Of a voxel, from which an image and its mask are on different grids."""
+LOOKED_AT = 25
+"""Cases that tell of what kind the images of a set are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,21 +228,31 @@ def read_channels(
     return dataclasses.replace(first, array=array)
 
 
-def first_shape(
-    images: Iterable[Sequence[Path]], *, channels: int | None = None
-) -> tuple[int, ...]:
-    """Shape (*spatial, channels) of the first of some cases that can be read.
+def usual_kind(images: Sequence[Sequence[Path]], *, channels: int | None = None) -> tuple[int, int]:
+    """Spatial axes and channels of most of some cases, by the headers of `LOOKED_AT` of them.
+
+    Args:
+        images: the files of each case, whose channels follow one another.
+        channels: as single files will be converted to.
 
     Raises:
-        UserError: of the first case, if none can.
+        UserError: of the first case looked at, if none can be read.
     """
     first: UserError | None = None
-    for paths in images:
+    seen: Counter[tuple[int, int]] = Counter()
+    for paths in images[:: max(1, len(images) // LOOKED_AT)]:
         try:
-            return read_channels(paths, channels=channels).array.shape
+            shapes = [image_shape(path) for path in paths]
         except UserError as error:
             first = first or error
-    raise first or ValueError("called with no case")
+            continue
+        found = sum(shape[-1] for shape in shapes)
+        if channels is not None and len(paths) == 1:
+            found = channels
+        seen[len(shapes[0]) - 1, found] += 1
+    if not seen:
+        raise first or ValueError("called with no case")
+    return seen.most_common(1)[0][0]  # of as many of each, what came first
 
 
 def check_same_grid(path: Path, image: Image, other_path: Path, other: Image) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxmed.data.images import image_stem, list_images
 from jaxmed.data.manifest import Entry, has_column, read_entries
-from jaxmed.data.sources.base import Case, FileSource, first_shape, make_ids
+from jaxmed.data.sources.base import Case, FileSource, make_ids, usual_kind
 from jaxmed.data.sources.findings import PARTS, Findings, part_name, some
 from jaxmed.data.sources.layouts import guess_layout, nested_layouts, open_folder, wrong_layout
 from jaxmed.types import DatasetInfo, UserError, count_of
 
 _LAYOUT = "class folders"
+RARE = 0.05
+"""Share of the images of another class of nearly its name, below which a class may be a slip."""
 _EXPECTED = "CLASS/... or SPLIT/CLASS/... with at least two classes, or a manifest.csv with labels"
 
 
@@ -82,12 +86,12 @@ class ClassFolders(FileSource):
             )
             for name, file, entry in zip(ids, files, known, strict=True)
         ]
-        shape = first_shape(([file] for file in files), channels=channels)
+        ndim, found = usual_kind([[file] for file in files], channels=channels)
         info = DatasetInfo(
             name=root.resolve().name,
             task="classification",
-            ndim=len(shape) - 1,
-            channels=shape[-1],
+            ndim=ndim,
+            channels=found,
             class_names=names,
             kind=kind,
         )
@@ -159,6 +163,15 @@ def _class_names(
     absent = [name for name in names if name not in found]
     if absent:
         findings.notes.append(f"No image is of {some(absent)}.")
+    counts = Counter(entry.label for entry in entries if entry.label)
+    for name in found:
+        others = [other for other in found if counts[name] < RARE * counts[other]]
+        like = difflib.get_close_matches(name, others, n=1, cutoff=0.8)
+        if like:
+            findings.notes.append(
+                f"Only {count_of(counts[name], 'image')} of the class {name!r}: is {like[0]!r} "
+                "meant?"
+            )
     if len(names) < 2:
         findings.problems.append(
             f"only one class was found, {', '.join(names)!r}; classification needs two or more"

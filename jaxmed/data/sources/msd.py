@@ -10,7 +10,7 @@ from typing import Any
 from jaxmed.data.formats.grid import Grid, distance
 from jaxmed.data.images import image_grid, image_stem, list_images
 from jaxmed.data.manifest import Entry, read_entries, safe_path
-from jaxmed.data.sources.base import FAR_APART, Case, FileSource, first_shape
+from jaxmed.data.sources.base import FAR_APART, Case, FileSource, usual_kind
 from jaxmed.data.sources.findings import Findings, one_a_key
 from jaxmed.data.sources.layouts import open_folder, wrong_layout
 from jaxmed.data.sources.masks import MaskReader, json_classes, read_json
@@ -66,7 +66,7 @@ class Decathlon(FileSource):
         info = DatasetInfo(
             name=str(dataset.get("name") or root.resolve().name),
             task="segmentation",
-            ndim=len(first_shape(case.images for case in cases)) - 1,
+            ndim=usual_kind([case.images for case in cases])[0],
             channels=len(channel_names),
             class_names=names,
             kind=", ".join(channel_names),

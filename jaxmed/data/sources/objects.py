@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmed.data.images import image_shape
-from jaxmed.data.sources.base import Case, first_shape
+from jaxmed.data.sources.base import Case, usual_kind
 from jaxmed.data.sources.findings import Findings, some
 from jaxmed.types import DatasetInfo, UserError, count_of
 
@@ -119,19 +119,19 @@ def choose_classes(
 def detection_info(
     root: Path, cases: Sequence[Case], names: Sequence[str], channels: int | None, kind: str
 ) -> DatasetInfo:
-    """The info of a set of pictures with boxes; reads the first picture.
+    """The info of a set of pictures with boxes; looks at the headers of some pictures.
 
     Raises:
         UserError: if there is no picture or no class left.
     """
     if not cases or not names:
         raise UserError(f"{root}: no annotated {'class' if cases else 'image'} is left; check path")
-    shape = first_shape((case.images for case in cases), channels=channels)
+    ndim, found = usual_kind([case.images for case in cases], channels=channels)
     return DatasetInfo(
         name=root.resolve().name,
         task="detection",
-        ndim=len(shape) - 1,
-        channels=shape[-1],
+        ndim=ndim,
+        channels=found,
         class_names=tuple(names),
         kind=kind,
     )

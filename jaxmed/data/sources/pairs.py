@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxmed.data.formats.grid import distance
 from jaxmed.data.images import image_grid, image_stem, list_images
 from jaxmed.data.manifest import Entry, read_entries
-from jaxmed.data.sources.base import FAR_APART, Case, FileSource, first_shape, make_ids
+from jaxmed.data.sources.base import FAR_APART, Case, FileSource, make_ids, usual_kind
 from jaxmed.data.sources.findings import Findings, one_a_key, part_name
 from jaxmed.data.sources.layouts import (
     IMAGE_FOLDERS,
@@ -102,12 +102,12 @@ class ImageMaskPairs(FileSource):
             )
             for name, (image, mask), entry in zip(ids, pairs, known, strict=True)
         ]
-        shape = first_shape(([file] for file in files), channels=channels)
+        ndim, usual = usual_kind([[file] for file in files], channels=channels)
         info = DatasetInfo(
             name=root.resolve().name,
             task="segmentation",
-            ndim=len(shape) - 1,
-            channels=shape[-1],
+            ndim=ndim,
+            channels=usual,
             class_names=names,
             kind=kind,
             instances=masks == "instance",
