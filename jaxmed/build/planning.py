@@ -19,9 +19,10 @@ from jaxmed.build.resolve import resolve
 from jaxmed.build.workdir import make_folder
 from jaxmed.data.examination import CURABLE, SEVERITIES, Finding, examine
 from jaxmed.data.file_examination import examine_files
+from jaxmed.data.formats.common import safe_path
 from jaxmed.data.images import image_stem
 from jaxmed.data.looks import BROKEN, OTHER_CHANNELS
-from jaxmed.data.manifest import read_table, safe_path
+from jaxmed.data.manifest import read_table
 from jaxmed.data.sources.findings import LEFT_OUT, DataError, some
 from jaxmed.data.splits import split_cases
 from jaxmed.preprocessing.plan import REASONS
@@ -59,17 +60,12 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
     output = Path(output)
     make_folder(output)
     source, findings = _open(config)
-    split, notes = split_cases(
-        source.ids,
-        patients=source.patients,
-        labels=source.labels,
-        parts=source.parts,
-        fractions=tuple(config.data.fractions),
-        seed=config.seed,
-    )
+    split, notes = _split(config, source, findings)
     sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.items())
     print(f"{source.info.name}: {count_of(len(source), 'case')} ({sizes})")
-    findings += [Finding("note", "data", "", (note,)) for note in [*source.notes, *notes]]
+    # What was left out only to look further is told as an error already.
+    said = [n for n in source.notes if not (findings and n.startswith("Left out because"))]
+    findings += [Finding("note", "data", "", (note,)) for note in [*said, *notes]]
     known, code = _read_looks(output / LOOKS_FILE)
     progress = show_progress("read", len(source))
     findings += examine(source, split, progress=progress, known=known)
@@ -91,7 +87,10 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
     if leave_out:
         write_split(output / SPLIT_FILE, _root(config), source, split, gone)
     if not useless <= gone:
-        print("no plan: first mend or leave out what is broken or has other channels")
+        print(
+            f"written: {output / QUALITY_FILE}; no plan: first mend, or leave out with "
+            f"--leave_out='{BROKEN},{OTHER_CHANNELS}', what is broken or has other channels"
+        )
         return False
     rows = [row for row in split.get("train", ()) if row not in gone]
     if not rows:
@@ -103,6 +102,24 @@ def plan_run(config: ConfigDict, output: str | Path, *, leave_out: Sequence[str]
     if wrong:
         print(f"mend before training, or results will be wrong: {', '.join(dict.fromkeys(wrong))}")
     return not wrong
+
+
+def _split(
+    config: ConfigDict, source: Source, findings: list[Finding]
+) -> tuple[dict[str, list[int]], list[str]]:
+    """The parts and notes on them; where there are too few cases for parts, all are of train."""
+    try:
+        return split_cases(
+            source.ids,
+            patients=source.patients,
+            labels=source.labels,
+            parts=source.parts,
+            fractions=tuple(config.data.fractions),
+            seed=config.seed,
+        )
+    except UserError as error:
+        findings.append(Finding("error", "parts", "", (str(error),)))
+        return {"train": list(range(len(source)))}, []
 
 
 def _read_looks(path: Path) -> tuple[dict[str, Any], str]:
@@ -201,6 +218,10 @@ def _open(config: ConfigDict) -> tuple[Source, list[Finding]]:
         lenient.data.invalid = "drop"
         try:
             source = datasets.make_source(lenient)
+        except DataError as further:
+            # All at once: what stands in the way, and what would be left out.
+            lines = dict.fromkeys([*str(further).splitlines(), *error.problems])
+            raise UserError("\n".join(lines)) from None
         except UserError:
             raise error from None
         advice = "mend the files, or leave these out with --config.data.invalid=drop"

@@ -188,6 +188,8 @@ def _check(path: Path, example: Example, run: TrainedRun) -> None:
     check_image(run, example["image"], str(path))
     if not np.isfinite(example["image"]).all():
         raise UserError(f"{path}: holds NaN or infinite values; repair the file or leave it out")
+    if ndim == 3 and 1 in example["image"].shape[:-1]:
+        print(f"note: {path} is one slice, which a network of volumes sees nothing around")
     values = different_values(example["image"])
     if values < FEWEST_VALUES:
         told = f"{values} different values: is it a mask?" if values > 1 else "one value"

@@ -21,7 +21,7 @@ from jaxmed.data.sources.base import make_example
 from jaxmed.inference.predictor import Predictor
 from jaxmed.training.checkpoints import restore_members, restore_variables
 from jaxmed.training.state import evaluated_step
-from jaxmed.types import DatasetInfo, UserError
+from jaxmed.types import DatasetInfo, UserError, count_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +178,12 @@ def check_image(run: TrainedRun, image: np.ndarray, where: str) -> None:
         raise UserError(
             f"{where}: {found}; the run was trained on gray images: convert the image, or "
             "train with --config.data.channels=1, which makes all images gray"
+        )
+    found, wanted = image.shape[-1], run.info.channels
+    if found != wanted and (found not in (1, 3, 4) or wanted not in (1, 3)):
+        raise UserError(
+            f"{where}: has {count_of(found, 'channel')}; the run was trained on {wanted}: give the "
+            "same ones in one file"
         )
     trained = run.run["data"]["dtypes"]
     if run.experiment.config.data.normalization != "dataset":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -149,9 +148,10 @@ def _duplicates(
             exact[look.digest].append(row)
     groups = [rows for rows in exact.values() if len(rows) > 1]
     yield from _group_findings(SAME[0], source, looks, part_of, groups)
-    # Of identical images one stands for all.
-    first = [rows[0] for rows in exact.values()]
-    near = list(alike(looks, first))
+    # Of identical images one in each part stands for all of them there.
+    first = {(look.digest, part_of[row]): row for row, look in looks.items()}
+    pairs = alike(looks, sorted(row for (digest, _), row in first.items() if digest))
+    near = [(i, j) for i, j in pairs if looks[i].digest != looks[j].digest]
     yield from _group_findings(SAME[1], source, looks, part_of, near)
 
 
@@ -223,14 +223,16 @@ def _where(source: Any, row: int, look: Look, part_of: Mapping[int, str]) -> str
 def _patients(source: Any, split: Mapping[str, Sequence[int]]) -> Iterator[Finding]:
     if source.patients is None:
         return
-    of_part = {p: {source.patients[row] for row in rows} - {""} for p, rows in split.items()}
-    cases = tuple(
-        f"{len(of_part[one] & of_part[other])} patients in {one} and {other}"
-        for one, other in itertools.combinations(of_part, 2)
-        if of_part[one] & of_part[other]
-    )
-    if cases:
-        yield Finding("error", "patients in several parts", "split by patient", cases)
+    parts: dict[str, set[str]] = defaultdict(set)
+    cases: dict[str, list[str]] = defaultdict(list)
+    for part, rows in split.items():
+        for row in rows:
+            parts[source.patients[row]].add(part)
+            cases[source.patients[row]].append(f"{source.ids[row]} ({part})")
+    # By their cases: names of patients stay out of what people share.
+    told = tuple(", ".join(cases[p]) for p, found in parts.items() if p and len(found) > 1)
+    if told:
+        yield Finding("error", "patients in several parts", "split by patient", told)
 
 
 def _classes(
@@ -241,7 +243,9 @@ def _classes(
     wanted = set(range(int(has_background), len(names))) if not source.info.instances else set()
     missing = []
     for part, rows in split.items():
-        seen = set().union(*(looks[row].classes for row in rows)) if rows else wanted
+        if not rows:
+            continue
+        seen = set().union(*(_classes_of(source, row, looks[row]) for row in rows))
         missing += [f"{names[c]} in {part}" for c in sorted(wanted - seen)]
     if missing:
         advice = "add cases, or cut the parts anew; scores of a missing class are undefined"
@@ -255,6 +259,14 @@ def _classes(
         if empty:
             advice = "make sure that there is nothing to see in them"
             yield Finding("note", "mask without foreground", advice, empty)
+
+
+def _classes_of(source: Any, row: int, look: Look) -> frozenset[int]:
+    """The classes of a case; of one that cannot be read, as far as its set knows them."""
+    if not look.problem or source.labels is None:
+        return look.classes
+    label = np.asarray(source.labels[row])
+    return frozenset(np.flatnonzero(label).tolist() if label.ndim else [int(label)])
 
 
 def _doubled_boxes(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:

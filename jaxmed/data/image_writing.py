@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def _new_file(path: Path, like: Image, suffix: str) -> Iterator[tuple[Path, Path
     if path.exists() and any(path.samefile(source) for source in sources):
         raise UserError(f"{path}: is the image itself; write the mask to another folder or name")
     # A hidden name in the same folder, then one rename.
-    part = path.with_name(f".{os.getpid()}.{name}")
+    part = path.with_name(f".{uuid.uuid4().hex}.{name}")
     try:
         with _writing(path, like):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from jaxmed.data.formats.common import safe_path
 from jaxmed.data.sources.findings import LEFT_OUT, PARTS, Findings, part_name, some
 from jaxmed.types import UserError, count_of
 
@@ -127,18 +128,6 @@ def has_column(root: Path, column: str) -> bool:
     """
     paths = [root / name for name in MANIFESTS if (root / name).is_file()]
     return any(column in _read_table(path).columns for path in paths)
-
-
-def safe_path(text: str, *, where: str) -> str:
-    """A relative path with forward slashes, as written in a table or an annotation file.
-
-    Raises:
-        UserError: if the path is absolute or leads out of its folder.
-    """
-    path = PurePosixPath(text.strip().replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or re.match(r"^[A-Za-z]:", str(path)):
-        raise UserError(f"{where}: path {text!r} leads out of the folder; give a relative path")
-    return path.as_posix()
 
 
 @dataclasses.dataclass(frozen=True)

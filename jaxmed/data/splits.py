@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.types import UserError
+from jaxmed.types import UserError, count_of
 
 PARTS = ("train", "val", "test")
 
@@ -28,7 +28,8 @@ def split_cases(
     Given parts stay as they are, and nothing in them is repaired. A missing validation part is cut
     from train, in the proportion that `fractions` gives these two. Where neither train nor any
     other part claims a row, it counts as train. With no part given, all three are cut. A case is
-    put into the same part whatever the order of the cases.
+    put into the same part whatever the order of the cases. A patient whom another part claims is
+    kept out of train.
 
     Args:
         ids: unique name of each case.
@@ -64,8 +65,17 @@ def split_cases(
     if free and "train" in given:
         notes.append(f"{len(free)} cases belong to none of the given parts and are left out")
     elif free:
-        result["train"] = free
-        notes.append(f"{len(free)} cases that belong to no given part are taken for train")
+        tested = {patients[row] for row in claimed} - {""} if patients is not None else set()
+        known = [row for row in free if patients is not None and patients[row] in tested]
+        result["train"] = [row for row in free if row not in set(known)]
+        left = len(result["train"])
+        notes.append(f"{left} cases that belong to no given part are taken for train")
+        if known:
+            notes.append(
+                f"{len(known)} cases of patients that are in a given part are left out of train"
+            )
+        if not left:
+            raise UserError("no case is left to train on: all are, or their patients, in a part")
     notes += _overlaps(result, patients)
     if "val" not in result and "train" in result:
         result |= cut(result["train"], PARTS[:2])
@@ -148,7 +158,7 @@ def _overlaps(parts: Mapping[str, Sequence[int]], patients: Sequence[str] | None
             shared.discard("")
             if shared:
                 notes.append(
-                    f"{len(shared)} patients are in {first} and {second} both, as given; "
+                    f"{count_of(len(shared), 'patient')} in {first} and {second} both, as given; "
                     "scores leak"
                 )
     return notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -110,15 +111,24 @@ def _intensity(
     Eight-bit pictures and Hounsfield units are comparable between images; MRI and microscopy with
     deeper pixels are not.
     """
-    is_ct = min(fingerprint["least"]) < -200
-    comparable = fingerprint["dtypes"] == ["uint8"] or is_ct
+    ct = is_ct(fingerprint, info)
+    comparable = fingerprint["dtypes"] == ["uint8"] or ct
     normalization = "dataset" if comparable else "zscore"
-    if info.task == "segmentation" and not is_ct:
+    if info.task == "segmentation" and not ct:
         normalization = "zscore"  # stains and exposures differ more than a mask's meaning does
     normalization = given.get("data.normalization") or normalization
     if normalization != "dataset":
         return {"data.normalization": normalization}
-    return {"data.normalization": normalization, **shared_statistics(fingerprint, clip=is_ct)}
+    return {"data.normalization": normalization, **shared_statistics(fingerprint, clip=ct)}
+
+
+def is_ct(fingerprint: Mapping[str, Any], info: DatasetInfo) -> bool:
+    """Whether images are of Hounsfield units: as the data set says or, where not, by air."""
+    said = re.findall(r"[A-Z]+", info.kind.upper())
+    if any(word in said for word in ("CT", "MR", "MRI")):
+        return "CT" in said and not any(word in said for word in ("MR", "MRI"))
+    # Among pictures of 8 bits a single scan must not decide how all are scaled.
+    return "uint8" not in fingerprint["dtypes"] and max(fingerprint["least"]) < -200
 
 
 def shared_statistics(fingerprint: Mapping[str, Any], *, clip: bool) -> dict[str, Any]:

@@ -12,12 +12,14 @@ time of `skimage.transform.resize` (measured, 480x640x3 to 320x320: 2 and 23 ms)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import scipy.ndimage
 import scipy.sparse
 
+from jaxmed.data.formats.common import MAX_VOXELS
 from jaxmed.types import Example, UserError
 
 MIN_VISIBLE = 0.3
@@ -65,6 +67,12 @@ def resample(example: Example, *, spacing: Sequence[float], method: str = "linea
             "set one positive number of mm an axis"
         )
     shape = resampled_shape(example["image"].shape[:-1], example["spacing"], spacing)
+    if math.prod(shape) * example["image"].shape[-1] > MAX_VOXELS:
+        raise UserError(
+            f"preprocessing: an image of shape {example['image'].shape[:-1]} and spacing "
+            f"{example['spacing'].tolist()} mm would have shape {shape} at spacing "
+            f"{tuple(spacing)}; is its spacing right?"
+        )
     return resize(example, shape=shape, method=method)
 
 

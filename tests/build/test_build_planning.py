@@ -1,5 +1,6 @@
 """A data set looked at and planned, without training."""
 
+import dataclasses
 import json
 import re
 
@@ -15,7 +16,8 @@ from jaxmed.build.planning import PLAN_FILE, QUALITY_FILE, plan_run, write_split
 from jaxmed.build.runs import train_run
 from jaxmed.data.sources.phantom_files import write_phantoms
 from jaxmed.data.splits import split_cases
-from jaxmed.types import UserError
+from jaxmed.preprocessing.plan import is_ct
+from jaxmed.types import DatasetInfo, UserError
 
 
 @pytest.fixture
@@ -300,6 +302,33 @@ def test_the_report_of_a_run_tells_what_was_found(folder):
     train_run(config, folder / "run")
     page = (folder / "run/report.html").read_text()
     assert "<h2>Data</h2>" in page and "identical images" in page
+
+
+def test_sets_too_small_for_parts_are_looked_at_all_the_same(folder, capsys):
+    for image in sorted((folder / "data").rglob("images/**/*.png"))[2:]:
+        image.unlink()
+    for mask in sorted((folder / "data").rglob("masks/**/*.png"))[2:]:
+        mask.unlink()
+    (folder / "data" / "split.csv").unlink(missing_ok=True)
+    small = folder / "data"
+    for part in ("train", "val", "test"):  # without parts of their own
+        for kind in ("images", "masks"):
+            for file in (small / part / kind).glob("*.png") if (small / part).is_dir() else ():
+                (small / kind).mkdir(exist_ok=True)
+                file.rename(small / kind / file.name)
+    assert not plan_run(config_of(folder), folder / "plan")
+    said = capsys.readouterr().out
+    assert "error: parts (1): 2 cases are too few for 3 parts" in said and "plan:" in said
+
+
+def test_intensities_are_of_ct_only_where_all_is_like_it():
+    picture = {"least": [-1000.0], "dtypes": ["int16"]}
+    info = DatasetInfo("set", "classification", 2, 1, ("a", "b"))
+    assert is_ct(picture, info)
+    assert not is_ct({**picture, "dtypes": ["int16", "uint8"]}, info)  # one scan among pictures
+    assert not is_ct({"least": [-3141.0, 0.0], "dtypes": ["int16"]}, info)  # phase and magnitude
+    assert not is_ct(picture, dataclasses.replace(info, kind="MRI"))
+    assert is_ct({**picture, "least": [-90.0]}, dataclasses.replace(info, kind="CT"))
 
 
 def test_a_wrong_path_is_told(folder):

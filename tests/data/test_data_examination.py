@@ -123,11 +123,24 @@ def test_boxes_marked_twice_and_missing_classes():
     assert found["class without a case"][1] == tuple(f"{name} in val" for name in names[1:])
 
 
-def test_patients_in_two_parts_are_counted_and_not_named():
+def test_patients_in_two_parts_are_told_by_their_cases_and_not_named():
     source = phantoms("classification")
     patients = [f"name{row}" for row in range(29)] + ["shared"] * 31
     severity, cases = kinds(Changed(source, {}, patients=patients))["patients in several parts"]
-    assert (severity, cases) == ("error", ("1 patients in train and val",))
+    [told] = cases
+    assert severity == "error" and "shared" not in told
+    assert told.count("(train)") == 1 and told.count("(val)") == 30 and source.ids[29] in told
+
+
+def test_near_duplicates_in_parts_show_beside_identical_images():
+    source = phantoms("classification")
+    image = source[0]["image"]
+    nearly = {"image": np.clip(image.astype(int) + 1, 0, 255).astype(image.dtype)}
+    # Row 40 (val) is row 0 (train), and row 1 (train) nearly so: leaving out row 0 is not enough.
+    found = kinds(Changed(source, {40: {"image": image}, 1: nearly}))
+    assert "identical images in several parts" in found
+    [near] = found["nearly identical images in several parts"][1]
+    assert source.ids[1] in near and source.ids[40] in near
 
 
 def test_findings_are_ordered_and_volumes_work():

@@ -114,5 +114,7 @@ def claim(folder, name, side):
 @pytest.mark.parametrize("name", ["a.nii", "a.nrrd", "a.mha", "a.npy", "a.npz"])
 def test_what_a_header_claims_takes_no_memory(tmp_path, name, side):
     path = claim(tmp_path, name, side)
-    with bounded_memory(MOST_BYTES), pytest.raises(UserError, match=name):
+    with bounded_memory(MOST_BYTES), pytest.raises(UserError, match=name) as caught:
         read_image(path)
+    # Refused before memory was asked for, not because there was none.
+    assert not isinstance(caught.value.__cause__, MemoryError)

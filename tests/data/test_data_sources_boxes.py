@@ -197,6 +197,17 @@ def test_coco_parts_and_places(tmp_path, place):
     assert Coco(tmp_path).parts == {"train": [0], "val": [1]}
 
 
+@pytest.mark.parametrize("names", [["b.png", "a.png"], ["a.png", "b.png"]])
+def test_coco_of_two_pictures_of_one_name_it_is_always_the_same(tmp_path, names):
+    for name in ("images/b.png", "images/train/b.png", "images/a.png"):
+        save(tmp_path / name)
+    table = coco((10, 3, [2, 4, 8, 16], {}), names=names)
+    save_json(tmp_path / "annotations" / "instances_train.json", table)
+    source = Coco(tmp_path)
+    found = {case.images[0].relative_to(tmp_path).as_posix() for case in source.cases}
+    assert found == {"images/a.png", "images/train/b.png"}  # the folder of its part first
+
+
 def test_coco_invalid_annotations_are_all_listed_or_dropped(tmp_path):
     save(tmp_path / "a.png")
     wrong = [

@@ -109,6 +109,16 @@ def test_only_test_given_takes_the_rest_for_train():
     assert "18 cases" in notes[0]
 
 
+def test_patients_of_a_given_part_do_not_get_into_train():
+    ids, patients = [f"c{i}" for i in range(10)], ["A"] * 5 + list("BCDEF")
+    split, notes = split_cases(ids, patients=patients, parts={"test": [0, 1]}, seed=0)
+    assert split["test"] == [0, 1]
+    assert not {2, 3, 4} & {row for part in ("train", "val") for row in split[part]}
+    assert "3 cases of patients that are in a given part are left out of train" in notes
+    with pytest.raises(UserError, match="no case is left to train on"):
+        split_cases(ids[:5], patients=patients[:5], parts={"test": [0, 1]}, seed=0)
+
+
 def test_only_test_given_that_claims_all_is_left_alone():
     assert split_cases(["a", "b"], parts={"test": [0, 1]}, seed=0) == ({"test": [0, 1]}, [])
 
@@ -119,7 +129,7 @@ def test_leaks_between_given_parts_are_told_not_repaired():
         list("abcd"), patients=["Ann", "Bob", "Ann", ""], parts=given, seed=0
     )
     assert parts == given
-    assert notes == ["1 patients are in train and val both, as given; scores leak"]
+    assert notes == ["1 patient in train and val both, as given; scores leak"]
     given = {"train": [0, 1, 2], "val": [2], "test": [3]}
     parts, notes = split_cases(list("abcd"), parts=given, seed=0)
     assert parts == given and "1 cases are in train and val" in notes[0]

@@ -1,5 +1,7 @@
 """Sets written for TensorFlow Datasets come back as they were, in TFDS and in our own source."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow_datasets
@@ -50,6 +52,19 @@ def test_a_set_comes_back_as_it_was(tmp_path, task, ndim, instances):
         source.ids[6],
         source.ids[5],
     ]
+
+
+def test_pictures_of_many_channels_stay_pictures(tmp_path):
+    source = Phantoms("cells", task="segmentation", size=16, count=2)
+    info = dataclasses.replace(source.info, channels=6)
+
+    def read(row):
+        return {**source[row], "image": np.repeat(source[row]["image"], 6, -1)}
+
+    home = write_tfds(read, {"train": [0, 1]}, source.ids, info, tmp_path)
+    found = TFDS(home)
+    assert (found.info.ndim, found.info.channels) == (2, 6)
+    np.testing.assert_array_equal(found[1]["image"], read(1)["image"])
 
 
 def test_what_cannot_be_written_is_refused_and_nothing_is_left(tmp_path):

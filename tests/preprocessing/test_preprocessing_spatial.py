@@ -224,3 +224,10 @@ def test_restored_probabilities_are_those_whose_largest_is_the_restored_mask(sca
     assert restored.shape == (21, 30, 3) and restored.dtype == np.float32
     np.testing.assert_array_equal(restored.argmax(-1), restore_mask(probabilities, **grid))
     np.testing.assert_allclose(restored.sum(-1), 1, atol=1e-5)
+
+
+def test_a_spacing_that_would_take_too_much_memory_is_refused():
+    example = make_example(12, 17, 9)
+    example["spacing"] = np.full(3, 1000, np.float32)  # metres taken for millimetres
+    with pytest.raises(UserError, match=r"would have shape \(12000, 17000, 9000\)"):
+        resample(example, spacing=(1, 1, 1))

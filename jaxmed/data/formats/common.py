@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -80,6 +81,34 @@ def check_size(path: Path, shape: tuple[int, ...], max_voxels: int) -> None:
             f"{path}: shape {tuple(shape)} has {count} values, more than the limit "
             f"max_voxels={max_voxels}; cut or downsample the image, or raise the limit"
         )
+
+
+def safe_path(text: str, *, where: str) -> str:
+    """A relative path with forward slashes, as written in a table, an annotation or a header.
+
+    Raises:
+        UserError: if the path is absolute or leads out of its folder.
+    """
+    path = PurePosixPath(text.strip().replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or re.match(r"^[A-Za-z]:", str(path)):
+        raise UserError(f"{where}: path {text!r} leads out of the folder; give a relative path")
+    return path.as_posix()
+
+
+def check_room(path: Path, claimed: int, there: int, *, packed: bool) -> None:
+    """Refuse a header that claims more bytes than the file can hold, before memory is taken.
+
+    Args:
+        path: of the file.
+        claimed: bytes of all voxels.
+        there: bytes of the file.
+        packed: whether it is compressed, by deflate, which shrinks 1032 to 1 at most.
+
+    Raises:
+        UserError: the file is too short.
+    """
+    if claimed > there * (1032 if packed else 1):
+        raise UserError(f"{path}: the file is cut short; copy or export it again")
 
 
 def window_of(shape: Sequence[int], region: Region | None) -> Region:

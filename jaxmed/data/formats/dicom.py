@@ -106,7 +106,7 @@ def _volume(headers: dict[Path, Any]) -> tuple[list[geometry.Frame], np.ndarray,
     ]
     geometry.check_alike(frames, headers)
     frames = geometry.in_order(frames)
-    return frames, *geometry.affine_of(frames, headers[frames[0].path])
+    return frames, *geometry.affine_of(frames)
 
 
 def _volume_shape(header: Any, frames: Sequence[geometry.Frame]) -> tuple[int, int, int]:
@@ -136,6 +136,11 @@ def _stored_range(header: Any) -> tuple[int, int]:
     return 0, 2**bits - 1
 
 
+def _is_measured(header: Any) -> bool:
+    """Whether values are of a physical scale, however they are to be shown."""
+    return header.get("Modality") in ("CT", "PT") or header.get("RescaleType") == "HU"
+
+
 def _rescaled(header: Any, pixels: np.ndarray, number: int) -> np.ndarray:
     """Stored values to those of the modality, such as Hounsfield units.
 
@@ -143,13 +148,16 @@ def _rescaled(header: Any, pixels: np.ndarray, number: int) -> np.ndarray:
     float32.
     """
     low, high = _stored_range(header)
-    if header.get("PhotometricInterpretation") == "MONOCHROME1":
+    if header.get("PhotometricInterpretation") == "MONOCHROME1" and not _is_measured(header):
         # Low is white there. Once, and before rescaling: pydicom leaves it as stored.
         pixels = (low + high) - pixels.astype(np.int64)
     if "ModalityLUTSequence" in header:
         return np.asarray(pydicom.pixels.apply_modality_lut(pixels, header), np.float32)
     name = "PixelValueTransformationSequence"
-    slope = float(geometry.frame_field(header, number, name, "RescaleSlope") or 1.0)
+    stated = geometry.frame_field(header, number, name, "RescaleSlope")
+    slope = 1.0 if stated is None else float(stated)
+    if slope == 0:
+        raise UserError("RescaleSlope is 0, which makes all values one; repair the header")
     intercept = float(geometry.frame_field(header, number, name, "RescaleIntercept") or 0.0)
     if slope != 1 or intercept % 1:
         return (pixels.astype(np.float64) * slope + intercept).astype(np.float32)
@@ -182,8 +190,9 @@ def _pixels(path: Path, header: Any) -> list[np.ndarray]:
 
 def _picture_spacing(header: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     """(row, column) millimetres of a single picture, and notes."""
-    if header.get("PixelSpacing"):
-        return np.array(header.PixelSpacing, np.float32), ()
+    stated = geometry.frame_field(header, 0, "PixelMeasuresSequence", "PixelSpacing")
+    if stated:
+        return np.array(stated, np.float32), ()
     if header.get("ImagerPixelSpacing"):
         note = "the spacing is that at the X-ray detector; the body is magnified"
         return np.array(header.ImagerPixelSpacing, np.float32), (note,)

@@ -13,6 +13,7 @@ from jaxmed.types import UserError
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _UNEVEN = 0.05  # of the spacing: positions are rounded when they are written
+_OFF = 0.1  # of a voxel, from the place where an affine puts a slice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def in_order(frames: list[Frame]) -> list[Frame]:
     frames = sorted(frames, key=lambda frame: float(normal @ frame.position))
     along = np.array([normal @ frame.position for frame in frames])
     gaps = np.diff(along)
-    usual = float(np.median(gaps)) if len(gaps) else 1.0
+    usual = float(np.median(gaps))
     for i, gap in enumerate(gaps):
         if gap < 1e-3:
             raise UserError(
@@ -111,19 +112,33 @@ def in_order(frames: list[Frame]) -> list[Frame]:
                 f"({frames[i].path.name}), others are {usual:.3f} mm apart; slices are missing or "
                 "unevenly spaced, so complete the series"
             )
+    _check_straight(frames)
     return frames
 
 
-def affine_of(frames: Sequence[Frame], header: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+def _check_straight(frames: Sequence[Frame]) -> None:
+    """Slices must follow one line in equal steps, as one affine says."""
+    first, last = frames[0], frames[-1]
+    step = (last.position - first.position) / max(1, len(frames) - 1)
+    normal = np.cross(*first.directions)
+    for i, frame in enumerate(frames):
+        off = frame.position - (first.position + i * step)
+        along = normal * (normal @ off)
+        if np.linalg.norm(along) > _OFF * abs(normal @ step) or np.linalg.norm(
+            off - along
+        ) > _OFF * min(first.spacing):
+            raise UserError(
+                f"{frame.path}: lies {np.linalg.norm(off):.3f} mm from where the other slices say "
+                "that it should; they follow no straight line in even steps, so check the series"
+            )
+
+
+def affine_of(frames: Sequence[Frame]) -> tuple[np.ndarray, tuple[str, ...]]:
     """(4, 4) from (column, row, slice) to RAS+ millimetres, and notes."""
     first, last = frames[0], frames[-1]
     rows, columns = first.spacing
     normal = np.cross(*first.directions)
-    if len(frames) > 1:
-        step = (last.position - first.position) / (len(frames) - 1)
-    else:
-        thickness = frame_field(header, 0, "PixelMeasuresSequence", "SliceThickness")
-        step = normal * float(thickness or 1.0)
+    step = (last.position - first.position) / (len(frames) - 1)
     affine = np.eye(4)
     affine[:3, 0] = first.directions[0] * columns  # along a row, as the column number grows
     affine[:3, 1] = first.directions[1] * rows

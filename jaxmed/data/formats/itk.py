@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,10 @@ from jaxmed.types import UserError
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _META = (".mha", ".mhd")
 _CHUNK = 2**20
+_MILLIMETRES = {
+    **{"mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "cm": 10.0, "m": 1e3, "nm": 1e-6},
+    **{"um": 1e-3, "µm": 1e-3, "micron": 1e-3, "microns": 1e-3, "micrometer": 1e-3},
+}
 
 
 def _header(path: Path) -> Any:
@@ -26,6 +31,7 @@ def _header(path: Path) -> Any:
         raise FileNotFoundError(path)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
+    _data_names(path)  # refused where they lead elsewhere
     reader.ReadImageInformation()
     if reader.GetDimension() not in (2, 3):
         raise UserError(
@@ -35,13 +41,26 @@ def _header(path: Path) -> Any:
     return reader
 
 
-def _affine(reader: Any) -> np.ndarray:
+def _affine(reader: Any, unit: float) -> np.ndarray:
     """(4, 4) from voxel indices in the file's order to RAS+ millimetres (ITK's own is LPS+)."""
     affine = np.eye(4)
     direction = np.array(reader.GetDirection()).reshape(3, 3)
-    affine[:3, :3] = direction * np.array(reader.GetSpacing())
-    affine[:3, 3] = reader.GetOrigin()
+    affine[:3, :3] = direction * np.array(reader.GetSpacing()) * unit
+    affine[:3, 3] = np.array(reader.GetOrigin()) * unit
     return _LPS_TO_RAS @ affine
+
+
+def _unit(path: Path) -> tuple[float, tuple[str, ...]]:
+    """Millimetres a unit of the header, which ITK does not look at, and notes; 1 where not said."""
+    fields, _ = _fields(path)
+    keys = ("distanceunits", "space units", "units")
+    said = next((fields[key] for key in keys if fields.get(key)), "")
+    words = {word for word in said.replace('"', " ").split() if word not in ("?", "none")}
+    if not words:
+        return 1.0, ()
+    if len(words) > 1 or not words <= _MILLIMETRES.keys():
+        return 1.0, (f"its unit of length, {' '.join(sorted(words))!r}, is taken for mm",)
+    return _MILLIMETRES[words.pop()], ()
 
 
 def _fields(path: Path) -> tuple[dict[str, str], int]:
@@ -58,22 +77,46 @@ def _fields(path: Path) -> tuple[dict[str, str], int]:
         return fields, stream.tell()
 
 
+def _oriented(path: Path) -> tuple[str, ...]:
+    """A note where the header does not say which way the axes of a volume run."""
+    fields, _ = _fields(path)
+    if fields.keys() & {"transformmatrix", "rotation", "orientation", "space", "space directions"}:
+        return ()
+    return ("the header gives no orientation; left, posterior, superior is assumed",)
+
+
 def _data_name(fields: Mapping[str, str]) -> str:
     return fields.get("elementdatafile") or fields.get("data file") or fields.get("datafile") or ""
 
 
-def files(path: Path) -> list[Path]:
-    """The header, and the file that holds the voxels where that is another.
+def _data_names(path: Path) -> list[str]:
+    """The files of the voxels, as the header names them; none where they follow it.
 
-    Of names that stand for several files, all that lie beside the header.
+    Raises:
+        UserError: a name leads out of the header's folder.
     """
-    name = _data_name(_fields(path)[0])
+    fields, offset = _fields(path)
+    name = _data_name(fields)
     if name.lower() in ("", "local"):
-        return [path]
-    data = path.parent / Path(name).name
-    if data.is_file():
-        return [path, data]
-    return sorted(beside for beside in path.parent.iterdir() if beside.is_file())
+        return []
+    names = [name]
+    if name.split()[0].lower() == "list":
+        with open(path, "rb") as stream:
+            stream.seek(offset)
+            lines = stream.read(_CHUNK).decode("latin-1").splitlines()
+        names = [line.strip() for line in lines if line.strip()]
+    return [common.safe_path(name, where=str(path)) for name in names]
+
+
+def files(path: Path) -> list[Path]:
+    """The header, and the files that hold the voxels where these are others.
+
+    Of a pattern that stands for several files, all that lie in its folder.
+    """
+    named = [path.parent / name for name in _data_names(path)]
+    if all(file.is_file() for file in named):
+        return [path, *named]
+    return [path, *sorted(beside for beside in named[0].parent.iterdir() if beside.is_file())]
 
 
 def _compressed_data(path: Path) -> tuple[Path, int] | None:
@@ -90,31 +133,48 @@ def _compressed_data(path: Path) -> tuple[Path, int] | None:
     return (apart, 0) if apart.is_file() and not skips else None
 
 
-def _check_compressed(path: Path) -> None:
-    """Unpack compressed voxels once to nowhere, which raises on damage.
+def _check_whole(path: Path, claimed: int) -> None:
+    """Make sure that there are so many bytes of voxels; unpack compressed ones once to nowhere.
 
     ITK itself fills what it cannot unpack with what happened to be in memory, and looks at no
-    checksum.
+    checksum; for what is not compressed it takes the memory before it looks.
     """
     found = _compressed_data(path)
+    there = sum(file.stat().st_size for file in files(path))
+    fields, _ = _fields(path)
+    if fields.get("encoding", "raw") in ("raw", "gzip", "gz"):
+        common.check_room(path, claimed, there, packed=found is not None)
     if found is None:
         return
+    count = 0
     unpacker = zlib.decompressobj(wbits=47)  # 47: zlib or gzip, as the data begin
     with open(found[0], "rb") as stream:
         stream.seek(found[1])
         while not unpacker.eof:
             packed = unpacker.unconsumed_tail or stream.read(_CHUNK)
-            if not unpacker.decompress(packed, _CHUNK) and not packed:
-                raise UserError(f"{path}: the file is cut short; copy or export it again")
+            unpacked = len(unpacker.decompress(packed, _CHUNK))
+            count += unpacked
+            if not unpacked and not packed:
+                break
+        length = stream.tell() - found[1] - len(unpacker.unused_data)
+    common.check_room(path, claimed, count, packed=False)
+    if path.suffix.lower() in _META and fields.get("compresseddatasize") != str(length):
+        # ITK reads as many bytes as this says, and goes on with what was in memory otherwise.
+        raise UserError(
+            f"{path}: CompressedDataSize is {fields.get('compresseddatasize', 'missing')}, there "
+            f"are {length} bytes; save it anew"
+        )
 
 
 def grid(path: Path) -> Grid:
     """Of (rows, cols, channels) or (x, y, z, channels), from the header alone."""
     reader = _header(path)
     size, channels = tuple(reader.GetSize()), int(reader.GetNumberOfComponents())
+    unit, _ = _unit(path)
     if len(size) == 2:
-        return Grid((*size[::-1], channels), np.array(reader.GetSpacing()[::-1], np.float32))
-    affine = _affine(reader)
+        spacing = np.array(reader.GetSpacing()[::-1], np.float32) * np.float32(unit)
+        return Grid((*size[::-1], channels), spacing)
+    affine = _affine(reader, unit)
     orientation = common.orientation_of(affine, path)
     affine, spacing = common.ras_affine(affine, orientation, size)
     return Grid((*common.ras_shape(size, orientation), channels), spacing, affine)
@@ -127,14 +187,17 @@ def read(path: Path, *, max_voxels: int, indices: bool) -> Image:
     size, channels = tuple(reader.GetSize()), int(reader.GetNumberOfComponents())
     common.check_size(path, (*size, channels), max_voxels)
     kind = "metaimage" if path.suffix.lower() in _META else "nrrd"
-    _check_compressed(path)
+    pixel = SimpleITK.Image([1] * len(size), reader.GetPixelID(), channels)
+    _check_whole(path, math.prod(size) * channels * pixel.GetSizeOfPixelComponent())
     # A copy: a view would look into memory that ends with the ITK image.
     stored = SimpleITK.GetArrayFromImage(reader.Execute())
     values, notes = common.as_supported(stored.reshape(*size[::-1], channels), path)
+    unit, unknown = _unit(path)
+    notes += unknown + (_oriented(path) if len(size) == 3 else ())
     if len(size) == 2:
-        spacing = np.array(reader.GetSpacing()[::-1], np.float32)
+        spacing = np.array(reader.GetSpacing()[::-1], np.float32) * np.float32(unit)
         return Image(values, spacing, None, kind, None, path, notes)
-    affine = _affine(reader)
+    affine = _affine(reader, unit)
     orientation = common.orientation_of(affine, path)
     # (z, y, x, channels) to the file's (i, j, k, channels), then to RAS
     array = common.to_ras(values.transpose(2, 1, 0, 3), orientation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 from collections.abc import Sequence
 from io import IOBase
 from pathlib import Path
@@ -45,6 +46,9 @@ def _affine(image: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     notes: tuple[str, ...] = ()
     if not header["sform_code"] and not header["qform_code"]:
         notes = ("the header gives no orientation; nibabel's default, left to right, is assumed",)
+    both = header["sform_code"] and header["qform_code"]
+    if both and not np.allclose(header.get_sform(), header.get_qform(), rtol=1e-3, atol=1e-3):
+        notes = ("its two statements of place, sform and qform, differ; sform is taken",)
     unit = _MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
     affine = np.array(image.affine, np.float64)
     affine[:3] *= unit
@@ -86,6 +90,11 @@ def _values(image: Any) -> np.ndarray:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
+def _bytes_a_number(header: Any) -> int:
+    dtype = header.get_data_dtype()
+    return dtype.itemsize // len(dtype.names or "1")
+
+
 def _is_mappable(path: Path, image: Any) -> bool:
     """Whether voxels lie in the file as they are, so that a part can be read alone."""
     return path.suffix.lower() != ".gz" and image.dataobj.slope == 1 and image.dataobj.inter == 0
@@ -105,6 +114,9 @@ def read(path: Path, *, max_voxels: int, indices: bool, region: Region | None = 
         window = common.window_of(common.ras_shape(spatial, orientation), region)
         taken = common.region_shape(window) if _is_mappable(path, image) else spatial
         common.check_size(path, (*taken, channels), max_voxels)
+        claimed = math.prod(spatial) * channels * _bytes_a_number(image.header)
+        is_packed = path.suffix.lower() == ".gz"
+        common.check_room(path, claimed, path.stat().st_size, packed=is_packed)
         values = _values(image).reshape(*spatial, channels)
         if region is not None:  # of a mapped file, only what is copied is read
             values = common.from_ras(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from jaxmed.types import Region, UserError
 
 _MILLIMETRES = {"nm": 1e-6, "µm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "mm": 1.0}
 _MILLIMETRES |= {"cm": 10.0, "m": 1e3, "inch": 25.4, "μm": 1e-3, "\\u00B5m": 1e-3, "pixel": 1.0}
+_MILLIMETRES |= {"Å": 1e-7, "pm": 1e-9, "in": 25.4, "ft": 304.8}
+_OPACITY = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 _DEPTH = "ZQI"  # letters of axes that tifffile gives to a pile of pages
 _CHANNEL = "CS"
 _TILE = 256
@@ -57,9 +60,10 @@ def _is_palette(page: Any) -> bool:
 
 
 def _has_alpha(page: Any, channels: int) -> bool:
-    """Whether the last channel is opacity: said so, or the fourth of RGB."""
+    """Whether the last channel is said to be opacity; of unspecified meaning, it is data."""
     colours = 3 if page.photometric == tifffile.PHOTOMETRIC.RGB else 1
-    return page.samplesperpixel == channels == colours + 1 and (colours == 3 or page.extrasamples)
+    said = page.extrasamples and page.extrasamples[-1] in _OPACITY
+    return bool(page.samplesperpixel == channels == colours + 1 and said)
 
 
 def _stored_shape(path: Path, series: Any) -> tuple[int, ...]:
@@ -68,10 +72,18 @@ def _stored_shape(path: Path, series: Any) -> tuple[int, ...]:
     return found if has_channels else (*found, 1)
 
 
+def _series(path: Path, tif: Any) -> Any:
+    """The first series, which must lie in the file itself: OME's metadata may name any other."""
+    series = tif.series[0]
+    if series.is_multifile:
+        raise UserError(f"{path}: its pages lie in several files; save it as one file")
+    return series
+
+
 def grid(path: Path) -> Grid:
     """Of (rows, cols, channels) or (x, y, z, channels), from the header alone."""
     with tifffile.TiffFile(path) as tif:
-        series = tif.series[0]
+        series = _series(path, tif)
         *space, channels = _stored_shape(path, series)
         if _is_palette(series.keyframe):
             channels = 3
@@ -105,7 +117,8 @@ def _colours(series: Any, values: np.ndarray) -> tuple[np.ndarray, tuple[str, ..
 
 
 def _unit(name: str | None) -> float:
-    return _MILLIMETRES.get(html.unescape(name or "µm"), 1.0)
+    """Millimetres; not a number where the unit is not one of length."""
+    return _MILLIMETRES.get(html.unescape(name or "µm"), math.nan)
 
 
 def _spacing(tif: Any, ndim: int) -> np.ndarray:
@@ -141,7 +154,7 @@ def read(path: Path, *, max_voxels: int, indices: bool, region: Region | None = 
     finest level.
     """
     with tifffile.TiffFile(path) as tif:
-        series = tif.series[0]
+        series = _series(path, tif)
         full = _stored_shape(path, series)
         window = common.window_of(full[:-1], region)
         full = (*common.region_shape(window), full[-1])

@@ -22,7 +22,7 @@ from jaxmed.data.images import (
     read_region,
 )
 from jaxmed.data.sources.findings import PARTS
-from jaxmed.types import DatasetInfo, Example, Region, UserError, check_example, count_of
+from jaxmed.types import DatasetInfo, Example, Region, UserError, check_example
 
 FAR_APART = 0.1
 """Of a voxel, from which an image and its mask are on different grids."""
@@ -83,11 +83,10 @@ class FileSource:
         self.notes: Sequence[str] = said
         self.parts: Mapping[str, Sequence[int]] = part_rows([case.part for case in cases])
         patients = [case.patient for case in cases]
-        if not any(patients):
-            patients = stated_patients([case.images[0] for case in cases], notes=said)
-        self.patients: Sequence[str] | None = known_patients(
-            self.ids, patients, self.parts, notes=said
-        )
+        if not all(patients):
+            stated = stated_patients([case.images[0] for case in cases], notes=said)
+            patients = merged_patients(patients, stated)
+        self.patients: Sequence[str] | None = known_patients(self.ids, patients, notes=said)
         labels = [case.label for case in cases]
         self.labels: Sequence[Any] | None = labels if labels and None not in labels else None
         self.cases = tuple(cases)
@@ -300,29 +299,29 @@ def stated_patients(files: Sequence[Path], *, notes: list[str]) -> list[str]:
     return patients
 
 
+def merged_patients(given: Sequence[str], stated: Sequence[str]) -> list[str]:
+    """Patients that a manifest gives and, of all other cases, those that the files state.
+
+    A patient whom the manifest names in one case is called so in all cases of the same files'
+    patient.
+    """
+    called = {own: name for name, own in zip(given, stated, strict=True) if name and own}
+    return [name or called.get(own, own) for name, own in zip(given, stated, strict=True)]
+
+
 def known_patients(
-    ids: Sequence[str],
-    patients: Sequence[str],
-    parts: Mapping[str, Sequence[int]],
-    *,
-    notes: list[str],
+    ids: Sequence[str], patients: Sequence[str], *, notes: list[str]
 ) -> list[str] | None:
     """Patients of a set, each unknown one taken as a patient of its own; None if all are unknown.
 
-    Appends to `notes` how many are unknown, and how many occur in several parts.
+    Appends to `notes` how many are unknown.
     """
     if not any(patients):
         return None
     unknown = sum(not patient for patient in patients)
     if unknown:
         notes.append(f"{unknown} cases have no patient; each is taken as a patient of its own.")
-    names = [patient or case for case, patient in zip(ids, patients, strict=True)]
-    seen = Counter(name for rows in parts.values() for name in {names[row] for row in rows})
-    shared = sorted(name for name, count in seen.items() if count > 1)
-    if shared:
-        # Their names stay out of what people share.
-        notes.append(f"{count_of(len(shared), 'patient')} in more than one part of the split given")
-    return names
+    return [patient or case for case, patient in zip(ids, patients, strict=True)]
 
 
 def make_ids(root: Path, files: Sequence[Path], *, stems: Sequence[str] | None = None) -> list[str]:

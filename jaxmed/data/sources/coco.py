@@ -8,8 +8,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxmed.data.formats.common import safe_path
 from jaxmed.data.images import image_stem
-from jaxmed.data.manifest import Entry, read_entries, safe_path
+from jaxmed.data.manifest import Entry, read_entries
 from jaxmed.data.sources.base import Case, FileSource, make_ids
 from jaxmed.data.sources.findings import Findings, part_name, some
 from jaxmed.data.sources.layouts import open_folder, wrong_layout
@@ -211,12 +212,9 @@ class _Table:
     def _find(self, relative: str) -> Path | None:
         if relative in ("", "."):
             return None
-        for number, place in enumerate(self.places):
-            if (place / relative).is_file():
-                # The next picture most likely lies where this one does.
-                self.places.insert(0, self.places.pop(number))
-                return place / relative
-        return None
+        # Always in the same order: of two pictures of one name it must be the same every time.
+        found = (place / relative for place in self.places)
+        return next((path for path in found if path.is_file()), None)
 
     def _read_object(self, row: dict, by_id: dict[Any, _Picture | None]) -> None:
         where = f"{self.file.name} annotation {row.get('id', '?')}"

@@ -136,10 +136,8 @@ def classes_of_values(
                 "these are objects"
             )
         )
-        findings.problems.append(
-            f"the masks hold the values {shown} ({numbers[-1]} in {values[numbers[-1]].name}): "
-            f"{reason}"
-        )
+        places = ", ".join(f"{n} in {values[n].name}" for n in numbers[:12] if n > 0)
+        findings.problems.append(f"the masks hold the values {shown} ({places}): {reason}")
         return ("background", "object"), MaskReader()
     if numbers[-1] > MANY_CLASSES:
         findings.problems.append(

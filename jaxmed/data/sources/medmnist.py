@@ -101,7 +101,7 @@ class MedMNIST:
         self.notes: Sequence[str] = findings.notes
         self.parts: Mapping[str, Sequence[int]] = part_rows(parts)
         self.patients: Sequence[str] | None = known_patients(
-            self.ids, patients, self.parts, notes=findings.notes
+            self.ids, patients, notes=findings.notes
         )
 
     def _keep(self, stored: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxmed.data.formats.common import safe_path
 from jaxmed.data.formats.grid import Grid, distance
 from jaxmed.data.images import image_grid, image_stem, list_images
-from jaxmed.data.manifest import Entry, read_entries, safe_path
+from jaxmed.data.manifest import Entry, read_entries
 from jaxmed.data.sources.base import FAR_APART, Case, FileSource, usual_kind
 from jaxmed.data.sources.findings import Findings, one_a_key
 from jaxmed.data.sources.layouts import open_folder, wrong_layout

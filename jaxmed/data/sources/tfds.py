@@ -107,7 +107,9 @@ class TFDS:
     def _image(self, stored: Any) -> np.ndarray:
         """(*spatial, channels) of uint8, int16 or float32."""
         array = np.asarray(stored[self._image_key])
-        if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] > 4):
+        # What `tfds_writing` wrote has channels, and tells its axes; of others they are guessed.
+        is_ours = "spacing" in stored and len(stored["spacing"]) == array.ndim - 1
+        if not is_ours and (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] > 4)):
             array = array[..., None]
         if array.dtype == bool:
             return array.astype(np.uint8)
