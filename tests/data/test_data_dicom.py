@@ -32,7 +32,8 @@ def test_dicom_rescale_and_spacing(tmp_path):
 def test_dicom_monochrome1_is_inverted_once_as_itk_does(tmp_path, dtype):
     pixels = RNG.integers(0, 2000, (4, 6)).astype(dtype)
     path = save_dicom(tmp_path / "a.dcm", pixels, PhotometricInterpretation="MONOCHROME1",
-                      BitsStored=12, HighBit=11, RescaleSlope=2, RescaleIntercept=-5)  # fmt: skip
+                      Modality="DX", BitsStored=12, HighBit=11, RescaleSlope=2,
+                      RescaleIntercept=-5)  # fmt: skip
     top = 4095 if dtype == np.uint16 else -1
     found = read_image(path).array[..., 0]
     np.testing.assert_allclose(found, (top - pixels.astype(int)) * 2 - 5)
