@@ -1,0 +1,1 @@
+"""Why a network says what it says, and what its training data have to do with it."""
