@@ -8,6 +8,7 @@ import pytest
 from small_runs import small_config
 
 from jaxmed.build.audit import FILES, audit_run
+from jaxmed.build.config import config_of_run, read_run
 from jaxmed.build.runs import train_run
 from jaxmed.types import UserError
 
@@ -90,6 +91,7 @@ def test_cases_of_every_task_are_ranked_and_what_was_seen_is_said(tmp_path, caps
     assert all((case["seen"] == "yes") == (case["part"] == "train") for case in ranked)
     assert all(np.isfinite(case["loss"]) and case["gradient_norm"] > 0 for case in ranked)
     assert "were seen by the model that judges them" in capsys.readouterr().out
-    config = small_config(task, **{"data.count": 30})
+    config = config_of_run(read_run(tmp_path / "run"))
+    config.data.count = 30
     with pytest.raises(UserError, match="not the data that"):
         audit_run(tmp_path / "run", output=tmp_path / "other", config=config)
