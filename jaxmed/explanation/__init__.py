@@ -1,1 +1,1 @@
-"""Why a network says what it says, and what its training data have to do with it."""
+"""Why a network says what it says: attribution, features, importance, doubtful labels, influence."""
