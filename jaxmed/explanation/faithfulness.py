@@ -121,10 +121,9 @@ def deletion_curves(
     return curves[:, 0], curves[:, 1]
 
 
-def area_under(curves: np.ndarray) -> np.ndarray:
-    """Area under curves (..., points) over 0..1, by trapezoids."""
-    curves = np.asarray(curves, np.float64)
-    return (curves[..., 1:] + curves[..., :-1]).mean(-1) / 2
+def area_under(curves: Float[np.ndarray, " rankings points"]) -> Float[np.ndarray, " rankings"]:
+    """Area under curves over 0..1, by trapezoids."""
+    return (curves[:, 1:] + curves[:, :-1]).mean(-1) / 2
 
 
 def share_on(values: np.ndarray, region: np.ndarray) -> dict[str, float]:

@@ -25,7 +25,7 @@ MEASURED = (
 
 def measure(
     mask: np.ndarray, image: np.ndarray, *, spacing: Sequence[float] | np.ndarray | None = None
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """Measure each class or instance of a mask.
 
     Args:
@@ -51,7 +51,7 @@ def measure(
 
 
 def measurement_importance(
-    table: Sequence[Mapping[str, float]], labels: Sequence[int], *, seed: int = 0
+    table: Sequence[Mapping[str, Any]], labels: Sequence[int], *, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
     """Permutation importance of measurements for a label, in a forest on held-out cases.
 

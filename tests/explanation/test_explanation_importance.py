@@ -85,7 +85,7 @@ def test_measurements_are_in_millimetres(ndim):
 
 def test_the_measurement_that_tells_the_label_is_found():
     rng = np.random.default_rng(0)
-    labels = np.arange(60) % 2
+    labels = [i % 2 for i in range(60)]
     table = [{"area": label + 0.1 * rng.normal(), "noise": rng.normal()} for label in labels]
     found = measurement_importance(table, labels)
     assert found["area"]["value"] > 0.3 > 0.1 > abs(found["noise"]["value"])
