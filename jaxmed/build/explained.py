@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 
@@ -66,10 +68,12 @@ class RunToExplain:
         shape = (1, *preparation.input_shape(self.config), self.config.data.channels)
         self.shape = jax.ShapeDtypeStruct(shape, np.float32)
         self.random = self.model.init(
-            jax.random.key(self.config.seed + 1), np.zeros(shape, np.float32)
+            jax.random.key(self.config.seed + 1), jnp.zeros(shape, jnp.float32)
         )
         self.layers = list_layers(self.model, self.variables, self.shape)
         self.layer = find_layer(self.layers, layer) if layer else None
+        self._outputs = jax.jit(functools.partial(self.model.apply, train=False))
+        self._predict = jax.jit(self.task.predict)
         self._explainers: dict[str, Explainer] = {}
         self._normalize = jax.jit(
             preparation.make_prepare_batch(self.config, experiment.numbers_of(self.config))
@@ -119,7 +123,7 @@ class RunToExplain:
         if self.run.info.task == "segmentation":
             return self._region(example, label)
         image = self.input_of(example)
-        outputs = jax.device_get(self.model.apply(self.variables, image[None], train=False))
+        outputs = jax.device_get(self._outputs(self.variables, image[None]))
         if self.run.info.task == "detection":
             return self._box(example, image, outputs, label)
         chosen = int(outputs[0].argmax()) if label is None else label
@@ -130,7 +134,7 @@ class RunToExplain:
         self, example: Example, image: np.ndarray, outputs: Mapping[str, Any], label: int | None
     ) -> Explained:
         """The box of the highest score, of the class if it is given."""
-        found = jax.device_get(self.task.predict(outputs, {"image": image[None]}))
+        found = jax.device_get(self._predict(outputs, {"image": image[None]}))
         labels, boxes = found["labels"][0], found["boxes"][0]
         rows = np.flatnonzero((labels >= 0) & ((labels == label) if label is not None else True))
         if not len(rows):

@@ -1,6 +1,7 @@
 """Explanations of small runs of each task, from their data and from files."""
 
 import csv
+import functools
 import json
 
 import imageio.v3 as iio
@@ -14,27 +15,34 @@ from jaxmed.build.explained import RunToExplain
 from jaxmed.build.explanations import explain_run
 from jaxmed.build.runs import train_run
 from jaxmed.build.trained import load_run
+from jaxmed.data.sources.base import make_example
 from jaxmed.explanation.explainer import METHODS
 from jaxmed.types import UserError
+
+SETTINGS = {
+    "classification": {},
+    "detection": {},
+    "segmentation": {"data.kind": "body", "data.ndim": 3},
+}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    runs = {}
-    for name, task, settings in (
-        ("classification", "classification", {}),
-        ("detection", "detection", {}),
-        ("volumes", "segmentation", {"data.kind": "body", "data.ndim": 3}),
-    ):
-        runs[name] = tmp_path_factory.mktemp("runs") / name
-        train_run(small_config(task, **settings), runs[name])
-    return runs
+    """A small finished run of a task, trained when first asked for."""
+
+    @functools.cache
+    def train(task):
+        workdir = tmp_path_factory.mktemp("runs") / task
+        train_run(small_config(task, **SETTINGS[task]), workdir)
+        return workdir
+
+    return train
 
 
 @pytest.mark.slow
 def test_a_classification_is_explained_with_all_methods_and_features(trained, tmp_path):
     rows = explain_run(
-        trained["classification"], output=tmp_path, methods=METHODS, cases=1, features=True
+        trained("classification"), output=tmp_path, methods=METHODS, cases=1, features=True
     )
     assert [row["method"] for row in rows] == list(METHODS)
     [integrated] = [row for row in rows if row["method"] == "integrated_gradients"]
@@ -58,7 +66,7 @@ def test_a_box_is_explained_in_a_file_of_another_size(trained, tmp_path):
     iio.imwrite(tmp_path / "a.png", image)
     output = tmp_path / "out"
     [row] = explain_run(
-        trained["detection"], [str(tmp_path / "a.png")], output=output, methods=["gradcam"]
+        trained("detection"), [str(tmp_path / "a.png")], output=output, methods=["gradcam"]
     )
     assert row["target"].startswith("box of")
     assert np.squeeze(tifffile.imread(output / "maps/gradcam/a.tif")).shape == (40, 50)
@@ -72,7 +80,7 @@ def test_a_volume_s_map_has_the_volume_s_geometry(trained, tmp_path):
     nib.Nifti1Image(volume, affine).to_filename(tmp_path / "v.nii.gz")
     output = tmp_path / "out"
     [row] = explain_run(
-        trained["volumes"],
+        trained("segmentation"),
         [str(tmp_path / "v.nii.gz")],
         output=output,
         methods=["gradient"],
@@ -87,7 +95,7 @@ def test_a_volume_s_map_has_the_volume_s_geometry(trained, tmp_path):
 
 @pytest.mark.slow
 def test_mistakes_are_told(trained, tmp_path):
-    workdir = trained["classification"]
+    workdir = trained("classification")
     for options, word in (
         ({"methods": ["gradcm"]}, "--method"),
         ({"target": "wolf"}, "round, elongated, atypical"),
@@ -103,10 +111,8 @@ def test_mistakes_are_told(trained, tmp_path):
 
 @pytest.mark.slow
 def test_the_input_is_what_the_network_gets_in_prediction(trained):
-    run = load_run(trained["classification"])
+    run = load_run(trained("classification"))
     explained = RunToExplain(run)
     image = np.random.default_rng(0).integers(0, 255, (32, 32, 1), np.uint8)
-    from jaxmed.data.sources.base import make_example
-
     case = explained.explain(run.experiment.prepare(make_example(image, index=0)), 2)
     assert case.score == pytest.approx(float(run.predict_image(image)[2]), abs=1e-5)

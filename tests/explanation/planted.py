@@ -41,7 +41,7 @@ def planted_lesions(count, *, ndim=2, side=SIDE):
 def train_classifier(images, labels, others, other_labels, *, steps=250, batch=32):
     """A network, its variables, those that it began with, and its accuracy on the others."""
     model = ResNet(2, ResNetBackbone("resnet18", width=8, stem_strides=1))
-    start = model.init(jax.random.key(0), images[:1])
+    start = model.init(jax.random.key(0), jnp.asarray(images[:1]))
     optimizer = optax.adamw(optax.cosine_decay_schedule(3e-3, steps))
 
     @jax.jit
