@@ -55,6 +55,8 @@ def write_evaluation(
     print_table(summary, title=f"{part}: {count_of(len(scores), 'case')}, {best}")
     if "members" in summary:
         print_members(summary, task.main_score)
+    if summary.get("decisions"):
+        print_decisions(summary["decisions"])
     figures = curves.draw_curves(run.info, scores, folder)
     if folds:
         for figure in figures:
@@ -115,6 +117,20 @@ def print_members(summary: Mapping[str, Any], main_score: str) -> None:
         told = f"mean {spread['mean']:.3f}, standard deviation {spread['std']:.3f}"
         count = sum(member["chosen"] for member in summary["members"])
         print(f"{main_score} of the {count} that predict, each by itself: {told}")
+
+
+def print_decisions(decisions: Mapping[str, Any]) -> None:
+    """Print what was fixed on the validation part, and what it is worth."""
+    told = {
+        "temperature": "temperature {:.2f}",
+        "threshold": "the last class from a calibrated probability of {:.3f} on",
+        "score_threshold": "boxes from a score of {:.2f} on",
+    }
+    known = [words.format(decisions[k]) for k, words in told.items() if decisions.get(k)]
+    cells = {name: score_cells(entry) for name, entry in decisions["metrics"].items()}
+    scores = ", ".join(f"{name} {value} ({interval})" for name, (value, interval) in cells.items())
+    print(f"decided as fixed on the validation part: {', '.join(known)}")
+    print(f"  {decisions['judged']}: {scores}")
 
 
 def score_cells(entry: Mapping[str, Any]) -> tuple[str, str]:
@@ -189,9 +205,7 @@ def _draw_case(
 
 def pictures_of(run: TrainedRun, example: Example, prediction: Any) -> dict[str, Any]:
     """Prediction and truth of a case as the arguments of a picture."""
-    shown = drawn_prediction(
-        prediction, run.info, least_score=run.experiment.config.evaluation.score_threshold
-    )
+    shown = drawn_prediction(prediction, run)
     if run.info.task == "segmentation":
         shown["true_mask"] = example["mask"]
     elif run.info.task == "detection":

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxmed.build import datasets
 from jaxmed.build.config import differences, flatten
+from jaxmed.build.decisions import apply_decisions, can_decide, fix_decisions
 from jaxmed.build.ensembles import Group, make_groups, predict_groups
 from jaxmed.build.evaluation_output import write_evaluation
 from jaxmed.build.members import rows_of
@@ -119,6 +120,9 @@ def evaluate_run(
         "also_in_training": overlap,
         "notes": notes,
     }
+    if can_decide(run):
+        settle = fix_decisions if part == "val" and is_own else apply_decisions
+        summary["decisions"] = settle(workdir, run, scores, source)
     if run.chosen:
         summary["ensemble"] = [run.experiment.members[i].name for i in run.chosen]
     if folds is not None:

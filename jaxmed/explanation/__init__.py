@@ -1,1 +1,1 @@
-"""Why a network says what it says: attribution, features, importance, doubtful labels, influence."""
+"""Why a network says what it says: attribution, features, importance, doubtful labels."""
