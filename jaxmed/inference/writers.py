@@ -115,7 +115,7 @@ class BoxWriter:
                 }
             )
         sure = int((prediction["scores"] >= self._threshold).sum())
-        return f"{count_of(sure, 'object')} scored {self._threshold:g} or more"
+        return f"{count_of(sure, 'object')} scored {self._threshold:.3g} or more"
 
     def close(self) -> Path:
         """Write the file, of what all processes predicted."""

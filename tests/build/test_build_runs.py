@@ -156,7 +156,8 @@ def test_pictures_are_classified_and_tabled(trained, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert sorted(r["file"] for r in rows) == sorted(p.name for p in images.iterdir())
     for row in rows:
-        assert list(row) == ["file", "prediction", "round", "elongated", "atypical"]
+        own = ["file", "prediction", "round", "elongated", "atypical"]
+        assert list(row) == [*own, "decision", "calibrated", "set"]
         probabilities = [float(row[name]) for name in ("round", "elongated", "atypical")]
         np.testing.assert_allclose(sum(probabilities), 1, atol=1e-5)
         assert float(row[row["prediction"]]) == max(probabilities)
