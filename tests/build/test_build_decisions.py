@@ -1,4 +1,4 @@
-"""What is fixed on the validation part is kept, applied to all else, and never fixed again there."""
+"""What the validation part fixes is kept, applied to all else, and never fixed anew there."""
 
 import csv
 import json
