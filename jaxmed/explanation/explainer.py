@@ -101,8 +101,8 @@ class Explainer:
         baseline: np.ndarray,
         what: What,
         ranks: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities while the image is deleted, and inserted, (rankings, points) each."""
+    ) -> np.ndarray:
+        """Probabilities while the image turns into the baseline, (rankings, points)."""
         return jax.device_get(self._curves(variables, image, baseline, what, ranks))
 
     def channels(
@@ -239,16 +239,15 @@ BASELINES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def random_areas(
     explainer: Explainer, variables: Any, image: np.ndarray, baseline: np.ndarray, what: What
-) -> tuple[np.ndarray, np.ndarray]:
-    """Areas under the curves of deletion and insertion of random rankings, for `check_map`."""
+) -> np.ndarray:
+    """Areas under the curves of deletion of random rankings, for `check_map`."""
     ranks = faithfulness.random_ranks(
         image.shape[:-1],
         tiles=faithfulness.TILES[image.ndim - 1],
         count=faithfulness.RANDOM_RANKINGS,
         seed=0,
     )
-    deleted, inserted = explainer.curves(variables, image, baseline, what, ranks)
-    return faithfulness.area_under(deleted), faithfulness.area_under(inserted)
+    return faithfulness.area_under(explainer.curves(variables, image, baseline, what, ranks))
 
 
 def check_map(
@@ -262,7 +261,7 @@ def check_map(
     image: np.ndarray,
     baseline: np.ndarray,
     what: What,
-    areas: tuple[np.ndarray, np.ndarray],
+    areas: np.ndarray,
 ) -> dict[str, Any]:
     """Checks of one map, and as `failures` why it fails, if it does.
 
@@ -280,15 +279,15 @@ def check_map(
     """
     of_random, _ = explainer.attribute(method, random, image, baseline, what)
     ranks = faithfulness.rank_tiles(found, tiles=faithfulness.TILES[found.ndim])
-    deleted, inserted = explainer.curves(variables, image, baseline, what, ranks[None])
+    deleted = explainer.curves(variables, image, baseline, what, ranks[None])
+    inserted = explainer.curves(variables, baseline, image, what, ranks[None])
     checks: dict[str, Any] = {
         **facts,
         **faithfulness.compare_maps(found, of_random),
         "deletion": float(faithfulness.area_under(deleted)[0]),
-        "deletion_random": float(areas[0].min()),
-        "deletion_random_mean": float(areas[0].mean()),
+        "deletion_random": float(areas.min()),
+        "deletion_random_mean": float(areas.mean()),
         "insertion": float(faithfulness.area_under(inserted)[0]),
-        "insertion_random_mean": float(areas[1].mean()),
         "empty": float(not (found > 0).any()),
     }
     failures = faithfulness.find_failures(checks)

@@ -87,38 +87,36 @@ def deletion_curves(
     baseline: Float[Array, "*spatial channels"],
     ranks: Float[Array, " rankings *spatial"],
     *,
-    steps: int = 16,
+    steps: int = 10,
     batch_size: int = 16,
-) -> tuple[Float[Array, " rankings points"], Float[Array, " rankings points"]]:
-    """Scores while what is ranked first is deleted, and while it is inserted; jittable.
+) -> Float[Array, " rankings points"]:
+    """Scores while what is ranked first turns from image to baseline; jittable.
 
-    Source: Petsiuk et al. 2018 (arXiv 1806.07421), with the tiles of Samek et al. 2017
+    With image and baseline in each other's place these are the curves of insertion. Source: Petsiuk
+    et al. 2018 (arXiv 1806.07421), with the tiles of Samek et al. 2017
     (doi 10.1109/TNNLS.2016.2599820) in place of pixels.
 
     Args:
         score: a probability of one image.
         image: as the network sees it.
-        baseline: what a deleted voxel becomes, and what insertion begins with.
+        baseline: what a deleted voxel becomes.
         ranks: of every voxel from 0 (first) to below 1, see `rank_tiles`.
         steps: of equal shares of the image.
         batch_size: images at a time.
 
     Returns:
-        two arrays of `steps + 1` points, from nothing to all deleted, and inserted.
+        `steps + 1` points of each ranking, from nothing deleted to all.
     """
 
     def one(number: jax.Array) -> jax.Array:
-        ranking, rest = jnp.divmod(number, 2 * (steps + 1))
-        inserts, point = jnp.divmod(rest, steps + 1)
-        # Half a step of room, since ranks are rounded.
-        first = (ranks[ranking] < point / steps - 1e-6)[..., None]
-        keeps = jnp.where(inserts == 1, first, ~first)
-        return score(jnp.where(keeps, image, baseline))
+        ranking, point = jnp.divmod(number, steps + 1)
+        # A little room, since ranks are rounded.
+        deleted = (ranks[ranking] < point / steps - 1e-6)[..., None]
+        return score(jnp.where(deleted, baseline, image))
 
     count = ranks.shape[0]
-    scores = jax.lax.map(one, jnp.arange(count * 2 * (steps + 1)), batch_size=batch_size)
-    curves = scores.reshape(count, 2, steps + 1)
-    return curves[:, 0], curves[:, 1]
+    scores = jax.lax.map(one, jnp.arange(count * (steps + 1)), batch_size=batch_size)
+    return scores.reshape(count, steps + 1)
 
 
 def area_under(curves: Float[np.ndarray, " rankings points"]) -> Float[np.ndarray, " rankings"]:
