@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,17 +52,20 @@ def compare_evaluations(
     Raises:
         UserError: where an evaluation is missing, or they cannot be compared.
     """
-    if len(places) < 2 or len(set(places)) < len(places):
+    if len(places) < 2 or len({Path(place).absolute() for place in places}) < len(places):
         raise UserError(f"compare: {' '.join(places) or 'nothing'} given; give two different runs")
-    folders = {place: _find_folder(Path(place), part) for place in places}
-    summaries = {place: _read_summary(folder) for place, folder in folders.items()}
+    folders = {
+        name: _find_folder(Path(place), part)
+        for name, place in zip(_short_names(places), places, strict=True)
+    }
+    summaries = {name: _read_summary(folder) for name, folder in folders.items()}
     info = _common_info(summaries)
-    runs = {place: load_rows(folder / ROWS_FILE) for place, folder in folders.items()}
+    runs = {name: load_rows(folder / ROWS_FILE) for name, folder in folders.items()}
     task = make_scorer(info)
     compared = compare_runs(
         runs,
         task,
-        against="best" if against == "best" else places[0],
+        against="best" if against == "best" else None,
         resamples=resamples,
         seed=seed,
     )
@@ -70,13 +74,20 @@ def compare_evaluations(
         "test": "two-sided, paired, by bootstrap; p_holm corrected for the number of runs",
         "resampled": "cases" if compared["groups"] == compared["cases"] else "patients",
         **compared,
-        "seeds": _summarize_seeds(places, compared),
+        "seeds": _summarize_seeds(dict(zip(folders, places, strict=True)), compared),
         "notes": _notes(summaries, compared, {name: len(run.ids) for name, run in runs.items()}),
     }
     _print(compared)
     if output is not None:
         _write(Path(output), compared)
     return compared
+
+
+def _short_names(places: Sequence[str]) -> list[str]:
+    """The places without the folders that all are in."""
+    paths = [Path(place).absolute() for place in places]
+    common = Path(os.path.commonpath(paths))
+    return [path.relative_to(common).as_posix() for path in paths]
 
 
 def _find_folder(place: Path, part: str) -> Path:
@@ -136,15 +147,17 @@ def _notes(
     return notes
 
 
-def _summarize_seeds(places: Sequence[str], compared: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _summarize_seeds(
+    places: Mapping[str, str], compared: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Mean and spread of the scores of runs that differ in nothing but their seed."""
     alike = defaultdict(list)
-    for place in places:
+    for name, place in places.items():
         path = Path(place) / CONFIG_FILE
         if path.is_file():
             config = flatten(json.loads(path.read_text(encoding="utf-8"))["config"])
             free = ("seed", "data.path")
-            alike[repr(sorted((k, v) for k, v in config.items() if k not in free))].append(place)
+            alike[repr(sorted((k, v) for k, v in config.items() if k not in free))].append(name)
     return [
         {"runs": own, "spread": spread_of([compared["runs"][name]["metrics"] for name in own])}
         for own in alike.values()
@@ -157,21 +170,20 @@ def _print(compared: Mapping[str, Any]) -> None:
     cases = count_of(compared["cases"], "shared case")
     resampled = "" if compared["resampled"] == "cases" else f" of {compared['groups']} patients"
     table = Table(title=f"{cases}{resampled}; differences to {against}")
-    for head in ("run", "score", "value", "95 % interval", "difference", "95 % interval", "p"):
+    for head in ("run", "score", "value (95 % interval)", "difference", "p"):
         left = head in ("run", "score")
-        table.add_column(head, justify="left" if left else "right", overflow="fold")
+        table.add_column(
+            head, justify="left" if left else "right", overflow="fold", no_wrap=head != "run"
+        )
     for name, found in compared["runs"].items():
         names = list(dict.fromkeys([main, *found["metrics"]]))
         for place, score in enumerate([n for n in names if n in found["metrics"]][:SHOWN_SCORES]):
-            cells = score_cells(found["metrics"][score])
             difference = found.get("differences", {}).get(score)
-            more = (
-                ("", "", "") if difference is None else (*score_cells(difference), _p(difference))
-            )
-            table.add_row("" if place else name, score, *cells, *more, end_section=False)
+            more = ("", "") if difference is None else (_cell(difference), _p(difference))
+            table.add_row("" if place else name, score, _cell(found["metrics"][score]), *more)
         if "win" in found:
             told = f"{found['win']} won, {found['tie']} tied, {found['lose']} lost"
-            table.add_row("", "cases", told, "", "", "", "")
+            table.add_row("", "cases", "", told, "")
     Console().print(table)
     several = len(compared["runs"]) > 2
     print("p: two-sided, paired, by bootstrap" + ("; corrected for the runs (Holm)" * several))
@@ -182,6 +194,11 @@ def _print(compared: Mapping[str, Any]) -> None:
             print(f"{main} of {len(seeds['runs'])} seeds ({', '.join(seeds['runs'])}): {told}")
     for note in compared["notes"]:
         print(f"note: {note}")
+
+
+def _cell(entry: Mapping[str, Any]) -> str:
+    value, interval = score_cells(entry)
+    return f"{value} ({interval})"
 
 
 def _p(entry: Mapping[str, Any]) -> str:

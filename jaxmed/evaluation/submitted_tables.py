@@ -128,6 +128,11 @@ def _coco_numbers(truth: FileSource) -> tuple[dict[Any, str], dict[Any, str]]:
 
 
 def read_probabilities(path: Path, truth: FileSource) -> Read:
+    """Probabilities of a CSV with a line a case: its `file` or `id`, and a column a class.
+
+    Raises:
+        UserError: naming the row that is wrong.
+    """
     names, classes = CaseNames(truth), truth.info.class_names
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
