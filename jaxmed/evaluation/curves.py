@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jaxmed.evaluation.bootstrap import bootstrap_weights
+from jaxmed.metrics.detection import FROC_RATES
 from jaxmed.types import DatasetInfo
 
 GRID = np.linspace(0, 1, 101)
@@ -164,7 +165,9 @@ def _detection(
         free.plot(false / len(rows), hits / truths[c], label=name)
     recall.set(xlabel="recall", ylabel="precision", title="at IoU .5", xlim=(0, 1), ylim=(0, 1.02))
     free.set(xlabel="false positives an image", ylabel="recall", title="FROC", ylim=(0, 1.02))
-    free.set_xscale("log", base=2)
+    # As FROC is summarised, and with room for no false positive at all, which has no logarithm.
+    free.set_xscale("symlog", base=2, linthresh=FROC_RATES[0])
+    free.set_xlim(0, max(FROC_RATES[-1], free.get_xlim()[1]))
     _add_legend(recall)
     return [("curves", figure, "Precision-recall and free-response curves of each class")]
 
