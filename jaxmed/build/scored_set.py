@@ -149,8 +149,12 @@ def print_summary(summary: Mapping[str, Any], *, title: str) -> None:
 def _print_subgroups(column: str, found: Mapping[str, Any], main_score: str) -> None:
     """A line a subgroup: the first scores, and the difference of the main one."""
     groups, reference = found["groups"], found["reference"]
-    names = dict.fromkeys([main_score, *groups[reference]["metrics"]])
-    shown = [name for name in names if name in groups[reference]["metrics"]][:SHOWN_SCORES]
+    metrics = groups[reference]["metrics"]
+    names = dict.fromkeys([main_score, *metrics])
+    # A subgroup of one class only has no ranking.
+    shown = [name for name in names if metrics[name]["value"] is not None][:SHOWN_SCORES]
+    if not shown:
+        return
     table = Table(title=f"by {column}")
     for head in (column, "cases", *shown, f"{shown[0]} less that of {reference}"):
         table.add_column(head, justify="left" if head == column else "right", overflow="fold")
