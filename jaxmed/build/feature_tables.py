@@ -145,7 +145,8 @@ def _write_neighbours(
     shown: int,
 ) -> None:
     """For each case of the part the cases of train that it looks like."""
-    near, distances = nearest_cases(found["train"], found[part], count=_NEIGHBOURS)
+    found_near = nearest_cases(found["train"], found[part], count=_NEIGHBOURS)
+    near, distances = (values.tolist() for values in found_near)
 
     def name_of(own: str, place: int) -> str:
         return explained.classes[labels[own][place]] if labels[own] else ""
