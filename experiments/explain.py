@@ -12,9 +12,9 @@ CONFIG = cli.define_workdir_config()
 OUTPUT = flags.DEFINE_string("output", None, "Folder for maps, pictures and tables.")
 METHOD = flags.DEFINE_list(
     "method",
-    ["gradcam", "integrated_gradients", "occlusion"],
-    "Methods, with commas between: gradcam, gradcam++, integrated_gradients, smoothgrad, gradient, "
-    "occlusion, shapley.",
+    [],
+    "Methods, with commas between: gradcam, gradcam++, hirescam, integrated_gradients, smoothgrad, "
+    "gradient, occlusion, shapley.",
 )
 TARGET = flags.DEFINE_string("target", "", "Class to explain; by default what the network sees.")
 LAYER = flags.DEFINE_string("layer", "", "Layer of Grad-CAM and of features, by its name.")

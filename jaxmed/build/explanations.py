@@ -35,6 +35,14 @@ MARGIN = 0.05
 """Of the shortest side: what is this near to a lesion counts as on it, for edges are evidence."""
 
 
+DEFAULT = {
+    "classification": ("gradcam", "integrated_gradients", "occlusion"),
+    # The gradients' mean says nothing of a score at one place.
+    "detection": ("hirescam", "integrated_gradients", "occlusion"),
+    "segmentation": ("gradcam", "integrated_gradients", "occlusion"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A case to explain.
@@ -57,7 +65,7 @@ def explain_run(
     inputs: Sequence[str] = (),
     *,
     output: str | Path,
-    methods: Sequence[str] = ("gradcam", "integrated_gradients", "occlusion"),
+    methods: Sequence[str] = (),
     target: str = "",
     layer: str = "",
     baseline: str = "blurred",
@@ -72,7 +80,7 @@ def explain_run(
         workdir: of the run.
         inputs: image files or folders; without any, the first cases of `part`.
         output: folder to write to.
-        methods: keys of `jaxmed.explanation.explainer.METHODS`.
+        methods: of `jaxmed.explanation.explainer.METHODS`; without any, `DEFAULT` of the task.
         target: name of a class; "" takes what the network sees most of.
         layer: of Grad-CAM and of features; "" takes the default.
         baseline: key of `jaxmed.explanation.explainer.BASELINES`.
@@ -97,6 +105,7 @@ def explain_run(
     workdir, output = Path(workdir), Path(output)
     run = load_run(workdir, config)
     explained = RunToExplain(run, layer=layer)
+    methods = methods or DEFAULT[run.info.task]
     label = explained.label_of(target)
     if run.info.task == "segmentation" and label == 0:
         raise UserError(f"--target={target}: is the background; choose another class")
@@ -215,10 +224,12 @@ def _explain_case(
         )
         shown = _restore(found, chosen.example)
         checks |= _on_region(shown, case, chosen)
+        if checks.get("share", 1.0) <= checks.get("region", 0.0):
+            checks["failures"].append(f"no more on the {checks['share_of']} than an even map")
         write_image(output / "maps" / method / case.name, shown[..., None], case.image)
         maps[method] = shown
         notes[method] = short(checks)
-        layer = explainer.layer.name if method.startswith("gradcam") else ""
+        layer = explainer.layer.name if "cam" in method else ""
         about = {"case": case.name, "method": method, "target": chosen.told, "layer": layer}
         rows.append({**about, "score": chosen.score, "baseline": baseline, **checks})
         print(f"{case.name}: {method}: {notes[method]}")

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.ndimage
 
 from jaxmed.explanation import attribution, faithfulness, importance
-from jaxmed.explanation.grad_cam import grad_cam, grad_cam_plus
+from jaxmed.explanation.grad_cam import grad_cam, grad_cam_plus, hires_cam
 from jaxmed.explanation.layers import Layer, apply_and_add
 from jaxmed.explanation.targets import Target, What
 
@@ -22,6 +22,7 @@ Facts = dict[str, jax.Array]
 METHODS = (
     "gradcam",
     "gradcam++",
+    "hirescam",
     "integrated_gradients",
     "smoothgrad",
     "gradient",
@@ -57,6 +58,7 @@ class Explainer:
         self._methods: dict[str, Callable[..., tuple[jax.Array, Facts]]] = {
             "gradcam": functools.partial(self._cam, grad_cam),
             "gradcam++": functools.partial(self._cam, grad_cam_plus),
+            "hirescam": functools.partial(self._cam, hires_cam),
             "integrated_gradients": self._integrated,
             "smoothgrad": self._smooth,
             "gradient": self._gradient,

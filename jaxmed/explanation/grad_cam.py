@@ -1,4 +1,4 @@
-"""Grad-CAM and Grad-CAM++ of any layer, in 2-D and 3-D."""
+"""Grad-CAM, Grad-CAM++ and HiResCAM of any layer, in 2-D and 3-D."""
 
 from __future__ import annotations
 
@@ -48,6 +48,24 @@ def grad_cam_plus(
     share = slopes**2 / jnp.where(denominator != 0, denominator, 1)
     weights = (share * jax.nn.relu(slopes)).sum(grid)
     return _map(features, weights, shape)
+
+
+def hires_cam(
+    score: LayerScore, layer: tuple[Sequence[int], Any], *, shape: Sequence[int]
+) -> Float[Array, "*spatial"]:
+    """HiResCAM: features times their own gradients, place by place, the positive part.
+
+    It equals Grad-CAM where the features are averaged and classified. Where the score is that of
+    one place, as of a box, a mean gradient would weigh alike what is far from it. Source: Draelos &
+    Carin 2020 (arXiv 2011.08891), equation 8; for boxes Zhao & Chan 2023 (ODAM, ICLR).
+
+    Args:
+        score: as of `grad_cam`, as are the others.
+        layer: shape and type of its output.
+        shape: spatial shape of the image.
+    """
+    slopes, features = _slopes(score, layer)
+    return _map(features, slopes, shape)
 
 
 def _slopes(score: LayerScore, layer: tuple[Sequence[int], Any]) -> tuple[jax.Array, jax.Array]:

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.explanation.grad_cam import grad_cam, grad_cam_plus
+from jaxmed.explanation.grad_cam import grad_cam, grad_cam_plus, hires_cam
 from jaxmed.explanation.layers import apply_and_add, default_layer, find_layer, list_layers
 from jaxmed.models.detector import Detector
 from jaxmed.models.resnet import ResNet, ResNetBackbone
@@ -70,7 +70,7 @@ def test_grad_cam_is_where_the_feature_is_that_counts(shape):
         total = seen.sum(tuple(range(seen.ndim - 1)))
         return (total * jnp.array([0.0, 1.0, -1.0])).sum(), jnp.asarray(features)
 
-    for method in (grad_cam, grad_cam_plus):
+    for method in (grad_cam, grad_cam_plus, hires_cam):
         found = method(score, (features.shape, jnp.float32), shape=shape)
         assert found.shape == shape and (found >= 0).all()
         place = np.unravel_index(int(found.argmax()), shape)
