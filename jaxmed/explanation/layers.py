@@ -58,6 +58,9 @@ def default_layer(layers: Sequence[Layer], *, grid: Sequence[int] | None = None)
     once = [layer for layer in layers if layer.name not in again and "#" not in layer.name]
     # Dropout is no layer of its own outside training.
     once = [layer for layer in once if not layer.name.split("/")[-1].startswith("dropout")]
+    # Nor is what is on its way to another grid, as the convolution within an up-sampling.
+    grids = {layer.name: layer.shape[1:-1] for layer in layers}
+    once = [x for x in once if grids.get(x.name.rpartition("/")[0], grids[x.name]) == grids[x.name]]
     wanted = min((x.shape[1:-1] for x in once), key=_voxels) if grid is None else tuple(grid)
     return [layer for layer in once if layer.shape[1:-1] == wanted][-1]
 
