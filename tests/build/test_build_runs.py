@@ -315,7 +315,7 @@ def test_more_epochs_go_on_under_a_constant_schedule_only(tmp_path):
 def test_coloured_images_are_not_made_gray_unasked(trained):
     run = load_run(trained["volumes"])
     colours = np.random.default_rng(0).normal(0, 100, (8, 8, 8, 3)).astype(np.float32)
-    with pytest.raises(UserError, match="a.nii: is coloured"):
+    with pytest.raises(UserError, match="a.nii: has 3 channels"):
         check_image(run, colours, "a.nii")
     check_image(run, np.repeat(colours[..., :1], 3, -1), "gray.nii")
     run.run["planned"].pop("data.channels")
