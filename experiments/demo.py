@@ -30,6 +30,7 @@ def main(positional: list[str]) -> None:
     from jaxmed.build.config import update
     from jaxmed.build.predictions import predict_run
     from jaxmed.build.runs import train_run
+    from jaxmed.build.scored_set import score_cells
     from jaxmed.data.sources.phantom_files import write_phantoms
 
     start = time.monotonic()
@@ -51,10 +52,7 @@ def main(positional: list[str]) -> None:
         predict_run(workdir, [str(new / "images")], output=workdir / "predictions", overlay=True)
         summary = json.loads((workdir / "evaluation/val/summary.json").read_text())
         entry = summary["metrics"][score]
-        interval = f"{entry['low']:.3f} to {entry['high']:.3f}"
-        table.add_row(
-            config_name, score, f"{entry['value']:.3f}", interval, str(workdir / "report.html")
-        )
+        table.add_row(config_name, score, *score_cells(entry), str(workdir / "report.html"))
     Console().print(table)
     print(f"pictures of new images: {OUTPUT.value}/*/predictions/overlays")
     print(f"{time.monotonic() - start:.0f} s in all")

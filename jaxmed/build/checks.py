@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build.config import flatten
+from jaxmed.evaluation.operating_points import parse_rule
 from jaxmed.models.blocks import per_axis
 from jaxmed.types import DatasetInfo, UserError
 
@@ -23,7 +24,14 @@ MAY_BE_NEGATIVE = (
 )
 
 
-BELOW_ONE = ("model.dropout", "optimizer.ema", "optimizer.momentum", "evaluation.overlap")
+BELOW_ONE = (
+    "model.dropout",
+    "optimizer.ema",
+    "optimizer.momentum",
+    "evaluation.overlap",
+    "evaluation.coverage",
+    "evaluation.score_threshold",
+)
 """Shares of which the whole makes no sense."""
 PROBABILITIES = tuple(
     f"augmentation.{name}"
@@ -49,6 +57,7 @@ def check_numbers(config: ConfigDict) -> None:
     Raises:
         UserError: naming the key.
     """
+    parse_rule(config.evaluation.operating_point)
     for key, value in flatten(config).items():
         numbers = _leaves(value)
         if isinstance(value, tuple) and key != "data.class_names":
@@ -89,6 +98,7 @@ def useless_keys(config: ConfigDict) -> list[str]:
         "evaluation.overlap": task == "classification",
         "data.max_boxes model.levels model.head_features": not detection,
         "loss.box_weight evaluation.iou evaluation.score_threshold": not detection,
+        "evaluation.operating_point evaluation.coverage": task != "classification",
         "evaluation.flips": detection,
         "loss.label_smoothing": task != "classification",
         "loss.class_weights": detection or (segmentation and config.data.masks == "instance"),

@@ -88,7 +88,13 @@ def _defaults(task: str) -> ConfigDict:
                 "resamples": 1000,  # of the bootstrap
                 "nsd_tolerance": 0.0,  # mm; plan: 1, or one voxel where that is far smaller
                 "iou": 0.6,  # above which non-maximum suppression drops the lower-scored box
-                "score_threshold": 0.3,  # of boxes that are drawn and counted; not of ap50 and ap
+                # Of boxes that are drawn and counted, not of ap50 and ap; 0: of the best F1 on the
+                # validation part, and .3 until that is known.
+                "score_threshold": 0.0,
+                # From when on the last of two classes is decided for, as found on the validation
+                # part: youden, f1, sensitivity=0.95 or specificity=0.95; "": the likelier class.
+                "operating_point": "",
+                "coverage": 0.9,  # of the sets of classes in predictions.csv
             },
         }
     )

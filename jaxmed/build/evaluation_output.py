@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 
 from jaxmed.build.checks import useless_keys
-from jaxmed.build.config import config_of_run, flatten, write_json
+from jaxmed.build.config import config_of_run, flatten
 from jaxmed.build.ensembles import Group
 from jaxmed.build.planning import read_findings
 from jaxmed.build.predictions import drawn_prediction
+from jaxmed.build.scored_set import print_summary, score_cells, write_set
 from jaxmed.build.trained import TrainedRun
 from jaxmed.evaluation import curves, pictures
-from jaxmed.evaluation.evaluate import predict_cases, write_cases
+from jaxmed.evaluation.evaluate import predict_cases
 from jaxmed.evaluation.report import write_report
 from jaxmed.training.checkpoints import best_step
 from jaxmed.training.logging import METRICS_FILE, read_log
 from jaxmed.types import Example, Row, Source, count_of
 
 PICTURES_A_GROUP = 3
-FEW_CASES = 20
 
 
 def write_evaluation(
@@ -41,20 +41,20 @@ def write_evaluation(
     folder = workdir / "evaluation" / part
     folder.mkdir(parents=True, exist_ok=True)
     _note_replacement(folder / "summary.json", summary)
-    write_json(folder / "summary.json", summary)
-    described = {row: task.describe(score) for row, score in scores.items()}
     folds = _folds(run, groups)
-    for row, fold in folds.items():
-        described[row]["fold"] = fold
-    write_cases(folder / "cases.csv", source.ids, described)
+    described = write_set(
+        folder, source.ids, scores, summary, task=task, patients=source.patients, folds=folds
+    )
     is_chosen = best_step(workdir / "checkpoints") is not None
     chosen = f"with the best {task.main_score}" if is_chosen else "not evaluated in training"
     best = f"checkpoint {chosen} (step {run.step})"
     if run.chosen:
         best = f"{count_of(len(run.chosen), 'model')} at their best {task.main_score}"
-    print_table(summary, title=f"{part}: {count_of(len(scores), 'case')}, {best}")
+    print_summary(summary, title=f"{part}: {count_of(len(scores), 'case')}, {best}")
     if "members" in summary:
         print_members(summary, task.main_score)
+    if summary.get("decisions"):
+        print_decisions(summary["decisions"])
     figures = curves.draw_curves(run.info, scores, folder)
     if folds:
         for figure in figures:
@@ -81,21 +81,6 @@ def _note_replacement(path: Path, summary: Mapping[str, Any]) -> None:
         print(f"note: this replaces the evaluation of {old['data_path']} in {path.parent}")
 
 
-def print_table(summary: Mapping[str, Any], *, title: str) -> None:
-    """Print the scores with their intervals."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title)
-    for column in ("score", "value", "95 % interval", "cases"):
-        table.add_column(column, justify="left" if column == "score" else "right")
-    for name, entry in summary["metrics"].items():
-        table.add_row(name, *score_cells(entry), str(entry["n"]))
-    Console().print(table)
-    if summary["cases"] < FEW_CASES:
-        print(f"note: of {count_of(summary['cases'], 'case')} even intervals say little")
-
-
 def print_members(summary: Mapping[str, Any], main_score: str) -> None:
     """Print the main score of each model on its own validation part."""
     from rich.console import Console
@@ -117,12 +102,18 @@ def print_members(summary: Mapping[str, Any], main_score: str) -> None:
         print(f"{main_score} of the {count} that predict, each by itself: {told}")
 
 
-def score_cells(entry: Mapping[str, Any]) -> tuple[str, str]:
-    """Value and interval of a score, as text."""
-    if entry["value"] is None:
-        return "-", "undefined"
-    interval = "-" if entry["low"] is None else f"{entry['low']:.3f} to {entry['high']:.3f}"
-    return f"{entry['value']:.3f}", interval
+def print_decisions(decisions: Mapping[str, Any]) -> None:
+    """Print what was fixed on the validation part, and what it is worth."""
+    told = {
+        "temperature": "temperature {:.2f}",
+        "threshold": "the last class from a calibrated probability of {:.3f} on",
+        "score_threshold": "boxes from a score of {:.2f} on",
+    }
+    known = [words.format(decisions[k]) for k, words in told.items() if decisions.get(k)]
+    cells = {name: score_cells(entry) for name, entry in decisions["metrics"].items()}
+    scores = ", ".join(f"{name} {value} ({interval})" for name, (value, interval) in cells.items())
+    print(f"decided as fixed on the validation part: {', '.join(known)}")
+    print(f"  {decisions['judged']}: {scores}")
 
 
 def choose_cases(described: Mapping[int, Mapping[str, Any]]) -> dict[str, list[int]]:
@@ -189,9 +180,7 @@ def _draw_case(
 
 def pictures_of(run: TrainedRun, example: Example, prediction: Any) -> dict[str, Any]:
     """Prediction and truth of a case as the arguments of a picture."""
-    shown = drawn_prediction(
-        prediction, run.info, least_score=run.experiment.config.evaluation.score_threshold
-    )
+    shown = drawn_prediction(prediction, run)
     if run.info.task == "segmentation":
         shown["true_mask"] = example["mask"]
     elif run.info.task == "detection":

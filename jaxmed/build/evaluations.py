@@ -12,9 +12,11 @@ from ml_collections import ConfigDict
 
 from jaxmed.build import datasets
 from jaxmed.build.config import differences, flatten
+from jaxmed.build.decisions import apply_decisions, can_decide, fix_decisions
 from jaxmed.build.ensembles import Group, make_groups, predict_groups
 from jaxmed.build.evaluation_output import write_evaluation
 from jaxmed.build.members import rows_of
+from jaxmed.build.scored_set import describe_set, read_subgroups
 from jaxmed.build.trained import TrainedRun, check_image, load_run, tell_diverged
 from jaxmed.build.workdir import read_split, read_split_ids
 from jaxmed.data.sources.findings import some
@@ -33,6 +35,7 @@ def evaluate_run(
     part: str = "val",
     config: ConfigDict | None = None,
     source: Source | None = None,
+    subgroups: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluate the best checkpoint of a run, write `evaluation/PART` and `report.html`.
 
@@ -41,6 +44,7 @@ def evaluate_run(
         part: "train", "val" or "test" of the run's split, or "all" of the cases of any data.
         config: the run's, with overrides such as another `data.path`.
         source: the data, where they are open already.
+        subgroups: columns of the data's manifest.csv whose values have scores of their own.
 
     Returns:
         the content of summary.json.
@@ -64,6 +68,7 @@ def evaluate_run(
     data_sha256 = digest(source)
     is_own = data_sha256 == run.run["data"]["sha256"]
     rows, overlap = find_part(workdir, source, part, is_own=is_own)
+    columns = read_subgroups(source, subgroups, path=run.experiment.config.data.path)
     settings, notes = run.experiment.config, list(source.notes)
     if part == "all" or not is_own:
         # The parts of the run's own data were looked through when it was trained.
@@ -79,16 +84,13 @@ def evaluate_run(
         found = gather_rows(score_cases(predict_groups(run, source, groups), task))
         return dict(sorted(found.items()))  # the bootstrap draws by place
 
-    def summarize(scores: Mapping[int, Row], groups: Sequence[Group] = ()) -> dict[str, Any]:
-        return summarize_cases(
-            task,
-            scores,
-            patients=source.patients,
-            folds=[set(rows) for rows, _ in groups],
-            resamples=settings.evaluation.resamples,
-            seed=settings.seed,
-        )
-
+    summarize = functools.partial(
+        summarize_cases,
+        task,
+        patients=source.patients,
+        resamples=settings.evaluation.resamples,
+        seed=settings.seed,
+    )
     groups = make_groups(run, rows, folds)
     told = tell_diverged(run)
     if folds is not None:
@@ -105,20 +107,31 @@ def evaluate_run(
         scores = {row: own for _, [i] in groups for row, own in single[i].items()}
     else:
         scores = score(groups)
+    described, limits = describe_set(
+        task,
+        run.info,
+        scores,
+        patients=source.patients,
+        folds=[set(rows) for rows, _ in groups],
+        subgroups=columns,
+        resamples=settings.evaluation.resamples,
+        seed=settings.seed,
+    )
+    notes += limits
     summary = {
-        "metrics": summarize(scores, groups),
+        **described,
         "step": run.step,
         "parameters_sha256": run.sha256,
         "part": part,
-        "main_score": task.main_score,
-        "cases": len(scores),
-        "resampled": "cases" if source.patients is None else "patients",
         "data_path": settings.data.path,
         "data_sha256": data_sha256,
         "overrides": differences(flatten(run.run["config"]), flatten(settings)),
         "also_in_training": overlap,
         "notes": notes,
     }
+    if can_decide(run):
+        settle = fix_decisions if part == "val" and is_own else apply_decisions
+        summary["decisions"] = settle(workdir, run, scores, source)
     if run.chosen:
         summary["ensemble"] = [run.experiment.members[i].name for i in run.chosen]
     if folds is not None:
@@ -135,6 +148,8 @@ def evaluate_run(
     if is_first():
         shown = part if is_own else f"{part} of {settings.data.path or source.info.name}"
         write_evaluation(workdir, run, source, groups, scores, summary, shown=shown)
+        for note in limits:
+            print(f"note: {note}")
     wait_for_all("evaluation: written")
     return summary
 

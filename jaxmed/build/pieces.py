@@ -27,6 +27,9 @@ from jaxmed.training.optimizers import Optimizer, Schedule, make_optimizer, make
 from jaxmed.training.sharding import AXIS
 from jaxmed.types import Augment, DatasetInfo, UserError
 
+SCORE_THRESHOLD = 0.3
+"""Of boxes, before one was chosen on the validation part."""
+
 
 def make_task(
     config: ConfigDict, info: DatasetInfo, *, class_counts: Sequence[int] = (), quick: bool = False
@@ -54,7 +57,7 @@ def make_task(
             iou_threshold=config.evaluation.iou,
             # Room for the most objects that training saw; the scores use COCO's 100 a class.
             max_detections=max(100, config.data.max_boxes),
-            score_threshold=config.evaluation.score_threshold,
+            score_threshold=config.evaluation.score_threshold or SCORE_THRESHOLD,
         )
     return Segmentation(
         info.class_names,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxmed.build.decisions import read_decisions, use_decisions
 from jaxmed.build.large import is_large, predict_large
 from jaxmed.build.trained import TrainedRun, check_image, load_run
 from jaxmed.build.workdir import make_folder
@@ -19,10 +20,11 @@ from jaxmed.data.images import Image, image_stem, list_images, read_image, write
 from jaxmed.data.looks import FEWEST_VALUES, different_values
 from jaxmed.data.sources.base import make_example
 from jaxmed.data.sources.findings import first_of
+from jaxmed.evaluation.decisions import ClassDecisions
 from jaxmed.evaluation.pictures import draw_overlay
 from jaxmed.inference.writers import BoxWriter, MaskWriter, ProbabilityWriter
 from jaxmed.training.processes import gather_json, share_of
-from jaxmed.types import DatasetInfo, Example, UserError, count_of
+from jaxmed.types import Example, UserError, count_of
 
 
 def predict_run(
@@ -63,7 +65,7 @@ def predict_run(
         )
     output = Path(output)
     make_folder(output)
-    writer = _make_writer(output, run)
+    writer = _make_writer(Path(workdir), output, run)
     images: dict[int, Image] = {}
     large: list[int] = []
     failures: list[str] = []
@@ -134,9 +136,7 @@ def _overlay_name(name: str) -> str:
 def _draw(path: Path, image: Image, prediction: Any, run: TrainedRun) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     names = run.info.class_names
-    shown = drawn_prediction(
-        prediction, run.info, least_score=run.experiment.config.evaluation.score_threshold
-    )
+    shown = drawn_prediction(prediction, run)
     draw_overlay(path, image.array, spacing=image.spacing, class_names=names, **shown)
 
 
@@ -196,22 +196,28 @@ def _check(path: Path, example: Example, run: TrainedRun) -> None:
         print(f"note: {path} has only {told}")
 
 
-def _make_writer(output: Path, run: TrainedRun) -> Any:
+def _make_writer(workdir: Path, output: Path, run: TrainedRun) -> Any:
     info = run.info
+    fixed, _ = read_decisions(workdir, run)
     if info.task == "classification":
-        return ProbabilityWriter(output, info.class_names, multilabel=info.multilabel)
+        decide = fixed.decide if isinstance(fixed, ClassDecisions) else None
+        return ProbabilityWriter(
+            output, info.class_names, multilabel=info.multilabel, decide=decide
+        )
     if info.task == "detection":
-        threshold = run.experiment.config.evaluation.score_threshold
+        use_decisions(run, fixed)
+        threshold = run.experiment.task.score_threshold
         return BoxWriter(output, info.class_names, score_threshold=threshold)
     return MaskWriter(output, info.class_names, instances=info.instances)
 
 
-def drawn_prediction(prediction: Any, info: DatasetInfo, *, least_score: float) -> dict[str, Any]:
-    """A prediction as the arguments of a picture; boxes scored below `least_score` left out."""
+def drawn_prediction(prediction: Any, run: TrainedRun) -> dict[str, Any]:
+    """A prediction as the arguments of a picture, without boxes scored below the threshold."""
+    info = run.info
     if info.task == "segmentation":
         return {"mask": prediction}
     if info.task == "detection":
-        sure = prediction["scores"] >= least_score
+        sure = prediction["scores"] >= run.experiment.task.score_threshold
         return {
             "boxes": prediction["boxes"][sure],
             "labels": prediction["labels"][sure],

@@ -120,6 +120,54 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     return table.columns, [row for _, row in table.rows]
 
 
+def read_columns(
+    root: Path,
+    columns: Sequence[str],
+    *,
+    files: Sequence[Sequence[Path]],
+    ids: Sequence[str],
+) -> dict[str, list[str]]:
+    """What `manifest.csv` and `split.csv` say of each case in columns of any meaning.
+
+    Args:
+        root: the folder that holds them.
+        columns: wanted.
+        files: the files of each case, which rows name by `file`.
+        ids: the name of each case, which rows name by `id`.
+
+    Returns:
+        For each column a value a case; "" where nothing is said.
+
+    Raises:
+        UserError: if a column is in neither file.
+    """
+    tables = [_read_table(root / name) for name in MANIFESTS if (root / name).is_file()]
+    # Names of patients stay out of what is written.
+    hidden = {"file", "id", "patient", ""}
+    named = sorted({column for table in tables for column in table.columns} - hidden)
+    case_of = {name: case for case, name in enumerate(ids)}
+    for case, paths in enumerate(files):
+        places = [path.resolve() for path in paths]
+        inside = [path for path in places if path.is_relative_to(root.resolve())]
+        case_of |= {path.relative_to(root.resolve()).as_posix(): case for path in inside}
+    found = {}
+    for column in columns:
+        if column not in named:
+            raise UserError(
+                f"{root}: no manifest.csv or split.csv with a column {column!r}; "
+                f"there is {', '.join(named) or 'none'}"
+            )
+        values = found[column] = [""] * len(ids)
+        for table in tables:
+            for _, row in table.rows:
+                name = row.get("id", "")
+                if row.get("file"):
+                    name = safe_path(row["file"], where=str(table.path))
+                if name in case_of and row.get(column):
+                    values[case_of[name]] = row[column]
+    return found
+
+
 def has_column(root: Path, column: str) -> bool:
     """Whether a manifest in this folder has the column; False where there is none.
 

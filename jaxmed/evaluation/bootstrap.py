@@ -1,4 +1,16 @@
-"""Confidence intervals by bootstrap over cases, or over patients where they are known."""
+"""Confidence intervals and tests by bootstrap over cases, or over patients where they are known.
+
+Intervals are expanded percentile intervals (Hesterberg, What Teachers Should Know about the
+Bootstrap, The American Statistician 69, 2015, section 3.3): resamples of n groups spread
+sqrt((n - 1) / n) times too little, and nobody told them that the spread was estimated, so that
+plain percentiles cover too rarely where n is small. Percentiles further out, those of
+sqrt(n / (n - 1)) t(n - 1), make up for both. It is one method for every score and difference, since
+it needs nothing but the resamples; with many groups it is the plain one. In simulations (see the
+tests) 95 % intervals of accuracy, Dice and AUROC cover 92 to 97 %, at 30 as at 200 cases or
+patients. They cover less where a set cannot know what it lacks: AUROC with six positive cases
+90 %, of which `jaxmed.evaluation.support` warns, and a mean that rare failures lower (one case in
+25 missed) 80 % at 30 cases. BCa intervals, which were tried, did no better there.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +18,13 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats
 
 Interval = dict[str, float | int | None]
 """value, low, high (None where undefined) and n, as JSON takes them."""
+
+SAME = 1e-12
+"""Scores nearer than this are equal: sums in another order."""
 
 
 def bootstrap_weights(
@@ -51,38 +67,90 @@ def intervals(
     *,
     cases: int,
     counts: Mapping[str, int] | None = None,
+    groups: int | None = None,
     level: float = 0.95,
 ) -> dict[str, Interval]:
-    """Percentile interval of each score.
+    """Expanded percentile interval of each score.
 
     Args:
         samples: arrays (resamples + 1,) under the rows of `bootstrap_weights`.
         cases: size of the set.
         counts: cases that count in a score, where fewer (`jaxmed.metrics.count_cases`).
+        groups: that were drawn: patients where they are known; `cases` by default.
         level: of the interval.
 
     Returns:
         For each score value, low, high and n; and `undefined`, the number of resamples that are
         left out because the score has no value there, where there are any. JSON knows no NaN: a
-        score without a value is None.
+        score without a value is None. Where all resamples agree, as those of cases that were all
+        predicted rightly do, or those of a single group, they tell nothing: low and high are None,
+        and `no_spread` is true.
     """
     table = {}
     for name, values in samples.items():
         drawn = values[1:]
         defined = drawn[np.isfinite(drawn)]
-        low, high = _percentiles(defined, level)
         value = float(values[0]) if np.isfinite(values[0]) else None
-        entry: Interval = {"value": value, "low": low, "high": high}
-        entry["n"] = (counts or {}).get(name, cases)
+        own, clusters = (counts or {}).get(name, cases), cases if groups is None else groups
+        no_spread = len(defined) > 0 and (clusters < 2 or bool(np.ptp(defined) < SAME))
+        low, high = None, None
+        if len(defined) and not no_spread:
+            low, high = _percentiles(defined, level, clusters)
+        entry: Interval = {"value": value, "low": low, "high": high, "n": own}
+        if no_spread:
+            entry["no_spread"] = True
         if len(defined) < len(drawn):
             entry["undefined"] = len(drawn) - len(defined)
         table[name] = entry
     return table
 
 
-def _percentiles(values: np.ndarray, level: float) -> tuple[float | None, float | None]:
-    """Both ends of the central interval."""
-    if not len(values):
-        return None, None
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def _percentiles(values: np.ndarray, level: float, groups: int) -> tuple[float, float]:
+    """Both ends of the interval."""
+    reach = stats.t.isf((1 - level) / 2, groups - 1) * np.sqrt(groups / (groups - 1))
+    tail = float(stats.norm.sf(reach))
+    low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def two_sided_p(differences: Float[np.ndarray, " rows"], *, groups: int) -> float | None:
+    """How surely a difference is not 0: one minus the level at which its interval reaches 0.
+
+    It is the interval's own test: below .05 exactly where the 95 % interval leaves 0 out, as far as
+    the number of resamples tells (it is never below 2 / (resamples + 1)).
+
+    Args:
+        differences: of a score under the rows of `bootstrap_weights`, the same rows for both.
+        groups: that were drawn: cases, or patients.
+
+    Returns:
+        1 where there is no difference in any resample; None where there is none to be had.
+    """
+    drawn = differences[1:]
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn) or not np.isfinite(differences[0]) or groups < 3:
+        return None
+    below, above = (drawn <= SAME).sum(), (drawn >= -SAME).sum()
+    tail = (1 + min(below, above)) / (1 + len(drawn))
+    if tail >= 0.5:
+        return 1.0
+    reach = stats.norm.isf(tail) * np.sqrt((groups - 1) / groups)
+    return float(max(2 * stats.t.sf(reach, groups - 1), 2 / (1 + len(drawn))))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """p-values corrected for their number: at most .05 of all sets of tests then err at .05.
+
+    Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of
+    Statistics 6, 1979. Tests without a p-value do not count.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p, place) in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p))
+        corrected[place] = highest
+    return corrected

@@ -11,8 +11,12 @@ import sklearn.metrics
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jaxmed.evaluation.bootstrap import bootstrap_weights
+from jaxmed.metrics.detection import FROC_RATES
 from jaxmed.types import DatasetInfo
 
+GRID = np.linspace(0, 1, 101)
+"""False positive rates of a band about a ROC curve."""
 MOST_CLASSES = 10
 """Lines in one figure, at most; of more classes the first are drawn."""
 
@@ -72,7 +76,10 @@ def _classification(
             continue  # no curve of a class that all or no cases have
         name, score = info.class_names[c], probabilities[:, c]
         false, true, _ = sklearn.metrics.roc_curve(truth[:, c], score)
-        roc.plot(false, true, label=name)
+        [line] = roc.plot(false, true, label=name)
+        if len(shown) == 1:  # of more classes bands would hide each other
+            low, high = roc_band(truth[:, c], score)
+            roc.fill_between(GRID, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         precision, hits, _ = sklearn.metrics.precision_recall_curve(truth[:, c], score)
         recall.plot(hits, precision, label=name)
         reliable.plot(*_reliability(truth[:, c], score), marker="o", label=name)
@@ -82,10 +89,36 @@ def _classification(
     recall.set(xlabel="recall", ylabel="precision", title="precision-recall", ylim=(0, 1.02))
     reliable.set(xlabel="predicted probability", ylabel="observed share", title="reliability")
     _add_legend(roc)
-    drawn = [("curves", figure, "ROC, precision-recall and reliability of each class")]
+    drawn = [
+        (
+            "curves",
+            figure,
+            "ROC, precision-recall and reliability of each class"
+            + "; about the ROC its pointwise 95 % band" * (len(shown) == 1),
+        )
+    ]
     if labels.ndim == 1:
         drawn.append(("confusion", _confusion(info, labels, probabilities), "Confusion matrix"))
     return drawn
+
+
+def roc_band(
+    truth: np.ndarray, score: np.ndarray, *, resamples: int = 500, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pointwise 95 % band of the recall at each false positive rate of `GRID`, by bootstrap.
+
+    Vertical averaging (Fawcett, An Introduction to ROC Analysis, Pattern Recognition Letters 27,
+    2006, section 9.1): each resample's own curve, read at the same rates. Cases are drawn, also
+    where patients are known, whose bands would be wider.
+    """
+    curves = []
+    for weights in bootstrap_weights(len(truth), resamples=resamples, seed=seed)[1:]:
+        if 0 < weights @ truth < weights.sum():
+            false, true, _ = sklearn.metrics.roc_curve(truth, score, sample_weight=weights)
+            # At a rate that a step rises at, the top of the step.
+            curves.append(true[np.searchsorted(false, GRID, side="right") - 1])
+    low, high = np.quantile(curves, [0.025, 0.975], axis=0)
+    return low, high
 
 
 def _reliability(truth: np.ndarray, score: np.ndarray, bins: int = 10) -> tuple[Any, Any]:
@@ -132,7 +165,9 @@ def _detection(
         free.plot(false / len(rows), hits / truths[c], label=name)
     recall.set(xlabel="recall", ylabel="precision", title="at IoU .5", xlim=(0, 1), ylim=(0, 1.02))
     free.set(xlabel="false positives an image", ylabel="recall", title="FROC", ylim=(0, 1.02))
-    free.set_xscale("log", base=2)
+    # As FROC is summarised, and with room for no false positive at all, which has no logarithm.
+    free.set_xscale("symlog", base=2, linthresh=FROC_RATES[0])
+    free.set_xlim(0, max(FROC_RATES[-1], free.get_xlim()[1]))
     _add_legend(recall)
     return [("curves", figure, "Precision-recall and free-response curves of each class")]
 
@@ -152,4 +187,56 @@ def _segmentation(
             axis.plot(place + spread, v, "o", markersize=3, alpha=0.5)
         axis.set_xticks(range(1, len(names) + 1), [n.split("/")[-1][:14] for n in names])
         axis.set(title=kind, ylim=(-0.02, 1.02))
-    return [("curves", figure, "Scores of the cases, with quartiles")]
+    drawn = [("curves", figure, "Scores of the cases, with quartiles")]
+    sizes = _agreement(info, rows)
+    if sizes is not None:
+        what = "Volumes" if info.ndim == 3 else "Areas"
+        caption = f"{what} predicted and true (Bland-Altman): mean difference and limits of 95 %"
+        drawn.append(("sizes", sizes, caption))
+    return drawn
+
+
+def limits_of_agreement(differences: np.ndarray) -> tuple[float, float, float]:
+    """Mean difference, and the limits within which 95 % of differences lie: mean -/+ 1.96 SD.
+
+    Source: Bland & Altman, Statistical Methods for Assessing Agreement between Two Methods of
+    Clinical Measurement, Lancet 327, 1986.
+    """
+    bias, spread = float(differences.mean()), 1.96 * float(differences.std(ddof=1))
+    return bias, bias - spread, bias + spread
+
+
+def _agreement(info: DatasetInfo, rows: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Bland-Altman plot of each class's size; None where no class has three cases.
+
+    Cases that hold a class in neither mask do not count, as in its other scores.
+    """
+    unit, scale = ("mm$^2$, or pixels", 1.0) if info.ndim == 2 else ("mm$^3$, or voxels", 1.0)
+    found = {}
+    for name in info.class_names[1:][:MOST_CLASSES]:
+        pairs = [(row.get(f"size/{name}", 0), row.get(f"true_size/{name}", 0)) for row in rows]
+        pairs = [pair for pair in pairs if max(pair) > 0]
+        if len(pairs) > 2:
+            found[name] = np.array(pairs, float)
+    if not found:
+        return None
+    if info.ndim == 3 and max(sizes.max() for sizes in found.values()) >= 1e5:
+        unit, scale = "ml, of files that state a spacing", 1e-3
+    figure, axes = _figure(len(found))
+    for axis, (name, sizes) in zip(axes, found.items(), strict=True):
+        difference = scale * (sizes[:, 0] - sizes[:, 1])
+        axis.plot(scale * sizes.mean(1), difference, "o", markersize=4, alpha=0.6)
+        for value, style in zip(limits_of_agreement(difference), ("-", "--", "--"), strict=True):
+            axis.axhline(value, color="k", linestyle=style, linewidth=1)
+            axis.annotate(
+                f"{value:.4g}",
+                (1, value),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=8,
+            )
+        axis.axhline(0, color="gray", linestyle=":", linewidth=1)
+        axis.set(xlabel=f"mean of both ({unit})", title=name[:30].replace("$", r"\$"))
+    axes[0].set_ylabel("predicted less true")
+    return figure

@@ -64,13 +64,25 @@ def summarize_cases(
         seed: of the resampling.
     """
     groups = None if patients is None else [patients[row] for row in scores]
+    weights = bootstrap_weights(len(scores), groups=groups, resamples=resamples, seed=seed)
+    samples = sample_scores(task, scores, weights=weights, folds=folds)
+    drawn = len(scores) if groups is None else len(set(groups))
+    counts = count_cases(list(scores.values()))
+    return intervals(samples, cases=len(scores), counts=counts, groups=drawn)
+
+
+def sample_scores(
+    task: Task,
+    scores: Mapping[int, Row],
+    *,
+    weights: np.ndarray,
+    folds: Sequence[Collection[int]] = (),
+) -> dict[str, np.ndarray]:
+    """Scores of the set under each row of `weights` (resamples, cases); see `summarize_cases`."""
     rows = list(scores.values())
-    weights = bootstrap_weights(len(rows), groups=groups, resamples=resamples, seed=seed)
     if len(folds) < 2:
-        samples = task.summarize(rows, weights=weights)
-    else:
-        samples = _mean_over(folds, task, list(scores), rows, weights)
-    return intervals(samples, cases=len(rows), counts=count_cases(rows))
+        return task.summarize(rows, weights=weights)
+    return _mean_over(folds, task, list(scores), rows, weights)
 
 
 def _mean_over(

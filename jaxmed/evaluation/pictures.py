@@ -113,14 +113,37 @@ def draw_batch(
     arrays = {key: np.asarray(value) for key, value in batch.items()}
     valid = arrays.get("valid", np.ones(len(arrays["image"])))
     rows = np.flatnonzero(valid > 0)[:max_examples]
-    columns = max(1, min(4, int(np.ceil(np.sqrt(max(1, len(rows)))))))
-    lines = max(1, int(np.ceil(len(rows) / columns)))
+    return draw_examples(
+        [{key: value[row] for key, value in arrays.items()} for row in rows], class_names, path
+    )
+
+
+def draw_examples(
+    examples: Sequence[Mapping[str, np.ndarray]],
+    class_names: Sequence[str],
+    path: str | Path,
+    *,
+    titles: Sequence[str] = (),
+) -> Path:
+    """Draw examples with their labels, side by side.
+
+    Args:
+        examples: of a source, or as the network gets them.
+        class_names: as in DatasetInfo.
+        path: of the PNG to write.
+        titles: one each; by default the label.
+
+    Returns:
+        The path.
+    """
+    columns = max(1, min(4, int(np.ceil(np.sqrt(max(1, len(examples)))))))
+    lines = max(1, int(np.ceil(len(examples) / columns)))
     figure = Figure(figsize=(3 * columns, 3.2 * lines + 0.3), layout="constrained")
     axes = np.ravel(figure.subplots(lines, columns, squeeze=False))
     for axis in axes:
         axis.set_axis_off()
-    for axis, row in zip(axes, rows, strict=False):
-        example = {key: value[row] for key, value in arrays.items()}
+    titles = titles or [_label_text(example, class_names) for example in examples]
+    for axis, example, title in zip(axes, examples, titles, strict=False):
         draw_case(
             axis,
             example["image"],
@@ -129,9 +152,10 @@ def draw_batch(
             labels=example.get("box_label"),
             spacing=example.get("spacing"),
             class_names=class_names,
-            title=_label_text(example, class_names),
+            title=title,
         )
-    if "mask" in arrays and int(arrays["mask"].max()) < len(class_names):
+    masks = [example["mask"] for example in examples if "mask" in example]
+    if masks and max(int(mask.max()) for mask in masks) < len(class_names):
         _add_legend(figure, class_names[1:])
     return save_figure(figure, path)
 

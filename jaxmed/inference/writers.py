@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,23 @@ class ProbabilityWriter:
         folder: to write to.
         class_names: columns.
         multilabel: whether several classes may hold at once; they are then joined by "+".
+        decide: probabilities (cases, classes) -> what a `Decided` of `jaxmed.evaluation.decisions`
+            has. It adds the columns `decision`, its probability as `calibrated`, and `set`, the
+            classes of the conformal set.
     """
 
-    def __init__(self, folder: Path, class_names: Sequence[str], *, multilabel: bool):
+    def __init__(
+        self,
+        folder: Path,
+        class_names: Sequence[str],
+        *,
+        multilabel: bool,
+        decide: Callable[[np.ndarray], Any] | None = None,
+    ):
         self._path = folder / "predictions.csv"
         self._names = class_names
         self._multilabel = multilabel
+        self._decide = decide
         self._rows: list[tuple[int, list[str]]] = []
 
     def add(self, index: int, name: str, image: Image, probabilities: np.ndarray) -> str:
@@ -37,7 +48,15 @@ class ProbabilityWriter:
             prediction = "+".join(n for n, p in pairs if p > 0.5)
         else:
             prediction = self._names[int(probabilities.argmax())]
-        self._rows.append((index, [name, prediction, *(f"{p:.6f}" for p in probabilities)]))
+        row = [name, prediction, *(f"{p:.6f}" for p in probabilities)]
+        if self._decide is not None:
+            decided = self._decide(np.asarray(probabilities)[None])
+            chosen = int(decided.predicted[0])
+            row += [self._names[chosen], f"{decided.probabilities[0, chosen]:.6f}"]
+            row.append(
+                "+".join(n for n, on in zip(self._names, decided.sets[0], strict=True) if on)
+            )
+        self._rows.append((index, row))
         return f"{prediction or 'none'} ({probabilities.max():.3f})"
 
     def close(self) -> Path:
@@ -48,7 +67,8 @@ class ProbabilityWriter:
         _note_replaced(self._path)
         with self._path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["file", "prediction", *self._names])
+            more = ["decision", "calibrated", "set"] if self._decide is not None else []
+            writer.writerow(["file", "prediction", *self._names, *more])
             writer.writerows(rows)
         return self._path
 
@@ -95,7 +115,7 @@ class BoxWriter:
                 }
             )
         sure = int((prediction["scores"] >= self._threshold).sum())
-        return f"{count_of(sure, 'object')} scored {self._threshold:g} or more"
+        return f"{count_of(sure, 'object')} scored {self._threshold:.3g} or more"
 
     def close(self) -> Path:
         """Write the file, of what all processes predicted."""

@@ -44,8 +44,8 @@ def summarize_classification(
             probable class, or 1/2 for multi-label. More than two exclusive classes take none.
 
     Returns:
-        accuracy, balanced_accuracy, recall, precision, f1, auroc, average_precision, ece and the
-        scores per class.
+        accuracy, balanced_accuracy, recall, precision, f1, auroc, average_precision, ece, of
+        exclusive classes brier, and the scores per class.
     """
     multilabel = labels.ndim == 2
     if not multilabel and (labels < 0).any():
@@ -65,6 +65,10 @@ def summarize_classification(
         overall = _combine(scores, truth=truth, known=known, multilabel=multilabel)
         if not multilabel:
             overall["accuracy"] = divide(rows @ (predicted & truth).any(axis=1), rows.sum(axis=1))
+        if not multilabel:
+            # Brier 1950, halved, which of two classes is the squared error of the last one.
+            squares = ((probabilities - truth) ** 2).sum(axis=1) / 2
+            overall["brier"] = divide(rows @ squares, rows.sum(axis=1))
         if not multilabel and classes > 2:
             correct = probabilities.argmax(axis=1) == labels
             overall["ece"] = expected_calibration_error(correct, probabilities.max(1), rows)

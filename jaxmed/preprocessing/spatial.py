@@ -226,15 +226,33 @@ def restore_probabilities(
     Returns:
         (*shape, classes) float32.
     """
+    restored = restore_values(probabilities, scale=scale, offset=offset, shape=shape)
+    # They sum up to one wherever they are known, and else are all zero.
+    restored[..., 0][~restored.any(-1)] = 1
+    return restored
+
+
+def restore_values(
+    values: np.ndarray, *, scale: np.ndarray, offset: np.ndarray, shape: Sequence[int]
+) -> np.ndarray:
+    """Put any values, such as a map of attribution, back on the grid of their file, linearly.
+
+    Args:
+        values: (*spatial, channels).
+        scale: (ndim,) and
+        offset: (ndim,) of the example: position here = position in the file * scale + offset.
+        shape: spatial shape in the file's grid.
+
+    Returns:
+        (*shape, channels) float32; what had been cropped away is 0.
+    """
     scale, offset = np.asarray(scale, np.float64), np.asarray(offset, np.float64)
-    sides = probabilities.shape[:-1]
     known = [
         ((centres := (np.arange(side) + 0.5) * s + o) >= 0) & (centres < n)
-        for side, s, o, n in zip(shape, scale, offset, sides, strict=True)
+        for side, s, o, n in zip(shape, scale, offset, values.shape[:-1], strict=True)
     ]
-    framed = np.zeros((*shape, probabilities.shape[-1]), np.float32)
-    framed[..., 0] = 1
-    for c, restored in enumerate(_restored_classes(probabilities, scale, offset, shape)):
+    framed = np.zeros((*shape, values.shape[-1]), np.float32)
+    for c, restored in enumerate(_restored_classes(values, scale, offset, shape)):
         framed[(*np.ix_(*known), c)] = restored[np.ix_(*known)]
     return framed
 

@@ -20,6 +20,9 @@ from jaxmed.types import Batch, Example, Row
 INSTANCE_CLASSES = ("background", "inside", "border")
 """What the network learns of instance masks."""
 
+SIZES = ("size/", "true_size/")
+"""Measures of a case that are no scores of it: see `measure_sizes`."""
+
 
 class Segmentation:
     """Semantic masks, or instance masks through their insides and borders.
@@ -158,6 +161,7 @@ class Segmentation:
                 surfaces=self.surface_scores,
             )
         )
+        row.update(measure_sizes(prediction, truth, example["spacing"], self.class_names))
         return row
 
     def describe(self, row: Row) -> dict[str, float | str]:
@@ -165,8 +169,27 @@ class Segmentation:
         return {"score": float(row["dice"]), **{k: float(v) for k, v in row.items()}}
 
     def summarize(self, rows: Sequence[Row], *, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Weighted mean of each score over the cases that have it."""
-        return mean_scores(rows, weights=weights)
+        """Weighted mean of each score over the cases that have it; sizes are no scores."""
+        scores = [{k: v for k, v in row.items() if not k.startswith(SIZES)} for row in rows]
+        return mean_scores(scores, weights=weights)
+
+
+def measure_sizes(
+    prediction: np.ndarray, truth: np.ndarray, spacing: np.ndarray, class_names: Sequence[str]
+) -> dict[str, float]:
+    """Volume (of images area) of each foreground class, predicted and true.
+
+    In mm^ndim, or voxels where the spacing is unknown (1); voxels whose truth is -1 do not count.
+    """
+    voxel = float(np.prod(np.asarray(spacing, np.float64)))
+    known = truth >= 0
+    masks = {"size": prediction, "true_size": truth}
+    return {
+        f"{kind}/{name}": voxel * int((known & (mask == c)).sum())
+        for c, name in enumerate(class_names)
+        if c
+        for kind, mask in masks.items()
+    }
 
 
 def instance_targets(mask: Int[Array, " batch *spatial"]) -> Int[Array, " batch *spatial"]:

@@ -304,19 +304,9 @@ def test_the_report_of_a_run_tells_what_was_found(folder):
     assert "<h2>Data</h2>" in page and "identical images" in page
 
 
-def test_sets_too_small_for_parts_are_looked_at_all_the_same(folder, capsys):
-    for image in sorted((folder / "data").rglob("images/**/*.png"))[2:]:
-        image.unlink()
-    for mask in sorted((folder / "data").rglob("masks/**/*.png"))[2:]:
-        mask.unlink()
-    (folder / "data" / "split.csv").unlink(missing_ok=True)
-    small = folder / "data"
-    for part in ("train", "val", "test"):  # without parts of their own
-        for kind in ("images", "masks"):
-            for file in (small / part / kind).glob("*.png") if (small / part).is_dir() else ():
-                (small / kind).mkdir(exist_ok=True)
-                file.rename(small / kind / file.name)
-    assert not plan_run(config_of(folder), folder / "plan")
+def test_sets_too_small_for_parts_are_looked_at_all_the_same(tmp_path, capsys):
+    write_phantoms(tmp_path / "data", layout="pairs", count=2, size=32, parts=False)
+    assert not plan_run(config_of(tmp_path), tmp_path / "plan")
     said = capsys.readouterr().out
     assert "error: parts (1): 2 cases are too few for 3 parts" in said and "plan:" in said
 

@@ -90,7 +90,7 @@ def test_the_workdir_holds_what_people_rely_on(trained, name):
     assert SCORES[name] <= summary["metrics"].keys()
     for entry in summary["metrics"].values():
         assert {"value", "low", "high", "n"} <= entry.keys()
-        if entry["value"] is not None:
+        if entry["value"] is not None and not entry.get("no_spread"):
             assert entry["low"] - 1e-9 <= entry["high"]
     with (workdir / "evaluation/val/cases.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -156,7 +156,8 @@ def test_pictures_are_classified_and_tabled(trained, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert sorted(r["file"] for r in rows) == sorted(p.name for p in images.iterdir())
     for row in rows:
-        assert list(row) == ["file", "prediction", "round", "elongated", "atypical"]
+        own = ["file", "prediction", "round", "elongated", "atypical"]
+        assert list(row) == [*own, "decision", "calibrated", "set"]
         probabilities = [float(row[name]) for name in ("round", "elongated", "atypical")]
         np.testing.assert_allclose(sum(probabilities), 1, atol=1e-5)
         assert float(row[row["prediction"]]) == max(probabilities)
@@ -314,7 +315,7 @@ def test_more_epochs_go_on_under_a_constant_schedule_only(tmp_path):
 def test_coloured_images_are_not_made_gray_unasked(trained):
     run = load_run(trained["volumes"])
     colours = np.random.default_rng(0).normal(0, 100, (8, 8, 8, 3)).astype(np.float32)
-    with pytest.raises(UserError, match="a.nii: is coloured"):
+    with pytest.raises(UserError, match="a.nii: has 3 channels"):
         check_image(run, colours, "a.nii")
     check_image(run, np.repeat(colours[..., :1], 3, -1), "gray.nii")
     run.run["planned"].pop("data.channels")

@@ -69,7 +69,7 @@ def test_masks_of_booleans(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ((0, 2, 3), r"values 0, 2, 3 \(3 in a.png\): number the classes 0, 1, 2"),
+        ((0, 2, 3), r"values 0, 2, 3 \(2 in a.png, 3 in a.png\): number the classes 0, 1, 2"),
         ((0, 1, 255), "values 0, 1, 255"),
         ((0,), "all masks are empty"),
         (tuple(range(100)), "numbers up to 99, as of instances; set --config.data.masks=instance"),

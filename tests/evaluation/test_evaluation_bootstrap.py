@@ -1,10 +1,14 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
+from scipy.stats import norm, t
 
-from jaxmed.evaluation.bootstrap import bootstrap_weights, intervals
+from jaxmed.evaluation.bootstrap import bootstrap_weights, intervals, two_sided_p
 from jaxmed.metrics import count_cases, mean_scores
+from jaxmed.metrics.classification import ranking_scores
+from jaxmed.metrics.detection import summarize_detection
 
 
 def test_first_row_is_the_set_and_every_resample_has_its_size():
@@ -38,17 +42,152 @@ def test_clusters_widen_the_interval():
     assert width["patient"] > 2 * width["case"]
 
 
-def test_interval_covers_the_mean_as_often_as_it_says():
+def draw_accuracy(rng, groups):
+    return (rng.random(groups) < 0.8).astype(float), 0.8
+
+
+def draw_dice(rng, groups):
+    """A skewed score, as Dice is."""
+    return rng.beta(8, 1.5, groups), 8 / 9.5
+
+
+def draw_dice_with_failures(rng, groups):
+    """The same, of which one case in 25 is missed."""
+    values, mean = draw_dice(rng, groups)
+    values[rng.random(groups) < 0.04] = 0
+    return values, 0.96 * mean
+
+
+def mean_samples(values, weights):
+    return weights @ values / weights.sum(axis=1)
+
+
+def auroc_samples(cases, weights):
+    return ranking_scores(*cases, weights)[0]
+
+
+def draw_auroc(rng, groups):
+    truth = rng.random(groups) < 0.4
+    return (truth, rng.normal(size=groups) + 1.2 * truth), norm.cdf(1.2 / np.sqrt(2))
+
+
+@pytest.mark.parametrize("groups", [30, 200])
+@pytest.mark.parametrize(
+    "draw, summarize",
+    [(draw_accuracy, mean_samples), (draw_dice, mean_samples), (draw_auroc, auroc_samples)],
+)
+def test_intervals_cover_the_truth_as_often_as_they_say(draw, summarize, groups):
+    # 400 draws tell a share of .95 to within .02.
+    assert 0.92 <= coverage(draw, summarize, groups) <= 0.985
+
+
+def test_failures_that_a_small_set_never_saw_are_beyond_any_interval():
+    """With 30 cases a third of all sets hold no such failure, as the docstring says."""
+    few, many = (coverage(draw_dice_with_failures, mean_samples, n) for n in (30, 200))
+    assert 0.7 < few < 0.9 <= many
+
+
+def coverage(draw, summarize, groups):
+    """How often intervals of 400 sets hold the truth."""
     rng = np.random.default_rng(0)
-    weights = bootstrap_weights(60, resamples=400, seed=0)
-    hits = 0
+    weights = bootstrap_weights(groups, resamples=1000, seed=0).astype(float)
+    hits = []
+    for _ in range(400):
+        cases, truth = draw(rng, groups)
+        interval = intervals({"x": summarize(cases, weights)}, cases=groups)["x"]
+        if interval["low"] is not None:  # where all resamples agree nothing is claimed
+            hits.append(interval["low"] <= truth <= interval["high"])
+    assert len(hits) > 390
+    return np.mean(hits)
+
+
+@pytest.mark.parametrize("groups", [30, 200])
+def test_intervals_of_clustered_cases_cover_where_patients_are_drawn(groups):
+    rng = np.random.default_rng(0)
+    each, hits = 5, {"patients": [], "cases": []}
+    names = np.repeat(np.arange(groups), each).tolist()
+    weights = {
+        "patients": bootstrap_weights(groups * each, groups=names, resamples=1000, seed=0),
+        "cases": bootstrap_weights(groups * each, resamples=1000, seed=0),
+    }
     for _ in range(300):
-        values = rng.exponential(size=60)
-        samples = weights.astype(float) @ values / weights.sum(axis=1)
-        interval = intervals({"x": samples}, cases=60)["x"]
-        assert interval["low"] <= interval["value"] <= interval["high"]
-        hits += interval["low"] <= 1 <= interval["high"]
-    assert 0.89 < hits / 300 < 0.98
+        values = 0.8 + np.repeat(rng.normal(0, 0.08, groups), each)
+        values += rng.normal(0, 0.05, groups * each)
+        for key, drawn in weights.items():
+            count = groups if key == "patients" else groups * each
+            found = intervals({"x": mean_samples(values, drawn)}, cases=len(values), groups=count)
+            hits[key].append(found["x"]["low"] <= 0.8 <= found["x"]["high"])
+    assert 0.92 <= np.mean(hits["patients"]) <= 0.985
+    assert np.mean(hits["cases"]) < 0.8  # what drawing patients is for
+
+
+def test_more_groups_bring_the_interval_to_the_plain_percentiles():
+    samples = np.random.default_rng(0).normal(size=4001)
+    plain = np.quantile(samples[1:], [0.025, 0.975])
+    width = []
+    for groups in (5, 30, 10**6):
+        entry = intervals({"x": samples}, cases=10, groups=groups)["x"]
+        width.append(entry["high"] - entry["low"])
+    assert width[0] > width[1] > width[2]
+    assert width[2] == pytest.approx(np.ptp(plain), rel=1e-3)
+    # Of normal samples with deviation 1 that is Student's t, and the n - 1 that resamples miss.
+    assert width[1] == pytest.approx(2 * t.isf(0.025, 29) * np.sqrt(30 / 29), rel=0.05)
+
+
+def test_resamples_that_all_agree_give_no_interval():
+    weights = bootstrap_weights(30, resamples=100, seed=0)
+    entry = intervals(mean_scores([{"x": 1.0}] * 30, weights=weights), cases=30)["x"]
+    assert entry == {"value": 1.0, "low": None, "high": None, "n": 30, "no_spread": True}
+    lonely = bootstrap_weights(3, groups="ppp", resamples=100, seed=0)
+    rows = [{"x": 0.1}, {"x": 0.5}, {"x": 0.7}]
+    entry = intervals(mean_scores(rows, weights=lonely), cases=3, groups=1)["x"]
+    assert entry["low"] is None and entry["no_spread"]
+
+
+def test_p_is_below_a_twentieth_where_the_interval_leaves_zero_out():
+    rng = np.random.default_rng(0)
+    for shift in np.linspace(-3.5, 3.5, 61):
+        samples = rng.normal(shift, 1, 4001)
+        samples[0] = shift
+        entry = intervals({"x": samples}, cases=30)["x"]
+        outside = not entry["low"] <= 0 <= entry["high"]
+        p = two_sided_p(samples, groups=30)
+        assert outside == (p < 0.05) or abs(p - 0.05) < 0.004
+    assert two_sided_p(np.zeros(100), groups=30) == 1
+    assert 2 / 1000 <= two_sided_p(np.full(1000, 0.3), groups=30) < 0.01
+    assert two_sided_p(np.full(100, np.nan), groups=30) is None
+
+
+@pytest.mark.parametrize("groups", [30, 200])
+def test_equal_systems_are_told_apart_as_rarely_as_the_test_says(groups):
+    rng = np.random.default_rng(1)
+    weights = bootstrap_weights(groups, resamples=1000, seed=0).astype(float)
+    found = []
+    for _ in range(400):
+        hard = rng.beta(8, 2, groups)
+        a, b = (np.clip(hard + rng.normal(0, 0.05, groups), 0, 1) for _ in range(2))
+        found.append(two_sided_p(mean_samples(a - b, weights), groups=groups) < 0.05)
+    assert 0.02 <= np.mean(found) <= 0.08
+
+
+def test_ten_thousand_resamples_stay_small():
+    """Arrays of resamples by detections are never held whole."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "score": rng.random(30),
+            "label": np.zeros(30, int),
+            "matched": rng.random((10, 30)) < 0.3,
+            "truths": np.array([12]),
+        }
+        for _ in range(200)
+    ]
+    weights = bootstrap_weights(200, resamples=10_000, seed=0)
+    tracemalloc.start()
+    summarize_detection(rows, weights=weights, class_names=["a"])
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 200e6  # 10,000 x 6,000 numbers would be 480 MB
 
 
 def test_undefined_is_none_counted_and_valid_json():

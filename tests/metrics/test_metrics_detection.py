@@ -124,6 +124,44 @@ def test_bootstrap_row_equals_pycocotools_on_the_resampled_images():
         np.testing.assert_allclose([got["ap"][r], got["ap50"][r]], overall, atol=1e-6)
 
 
+def test_levels_of_recall_are_reached_where_division_says():
+    levels = np.linspace(0, 1, 101)
+    for total in range(1, 400):
+        needed = dt._needed_hits(np.array([float(total)]))[0]
+        recalls = np.arange(total + 1) / total
+        np.testing.assert_array_equal(needed, recalls.searchsorted(levels))
+
+
+def test_accumulation_of_many_resamples_equals_that_of_each():
+    """Against the definition, without any array of several resamples."""
+    images = random_set(4)
+    rows = rows_of(images)
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), 50).astype("f4")
+    got = dt.summarize_detection(rows, weights=weights, class_names=NAMES)
+    score, label = (np.concatenate([row[key] for row in rows]) for key in ("score", "label"))
+    hit = np.concatenate([row["matched"][0] for row in rows])
+    image = np.repeat(np.arange(len(rows)), [len(row["score"]) for row in rows])
+    order = np.argsort(-score, kind="stable")
+    order = order[label[order] == 1]
+    objects = weights @ np.array([row["truths"][1] for row in rows])
+    for r, w in enumerate(weights.astype(float)):
+        mass = w[image[order]]
+        hits, called = np.cumsum(mass * hit[order]), np.cumsum(mass)
+        precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
+        recall = hits / objects[r]
+        best = [precision[recall >= level].max(initial=0) for level in np.linspace(0, 1, 101)]
+        assert got["ap50/b"][r] == pytest.approx(np.mean(best), abs=1e-6)
+        reached = []
+        for rate in dt.FROC_RATES:
+            last = [(score[order] >= s) for s in score[order]]
+            allowed = [m for m in last if (mass * ~hit[order] * m).sum() <= rate * w.sum()]
+            reached.append(
+                max((mass * hit[order] * m).sum() for m in [np.zeros_like(hit[order]), *allowed])
+            )
+        assert got["froc/b"][r] == pytest.approx(np.mean(reached) / objects[r], abs=1e-6)
+
+
 def test_three_dimensions_of_depth_one_equal_two():
     def deepen(boxes):
         low, high = np.split(boxes, 2, axis=1)

@@ -89,6 +89,22 @@ def test_rule_of_empty_masks():
     assert all(np.isnan(v) for v in nothing.values())
 
 
+def test_a_missed_structure_lowers_the_surface_scores_of_a_set():
+    """Leaving it out of the means, as NaN, would reward giving hard cases up."""
+    truth = np.zeros((30, 40), int)
+    truth[3:9, 4:12] = 1
+    rough = np.roll(truth, 3, axis=0)
+    fair, missed = (score(p, truth, names=NAMES[:2]) for p in (rough, np.zeros_like(truth)))
+    ones = np.ones((1, 3))
+    with_it, without = (
+        {k: v[0] for k, v in mean_scores([fair, fair, case], weights=ones).items()}
+        for case in (fair, missed)
+    )
+    assert without["nsd"] < with_it["nsd"] and without["nsd/a"] < with_it["nsd/a"]
+    assert without["hd95"] > with_it["hd95"] and without["dice"] < with_it["dice"]
+    assert count_cases([fair, fair, missed])["hd95"] == 3
+
+
 def test_ignored_voxels_change_nothing():
     rng = np.random.default_rng(1)
     truth, prediction = rng.integers(0, 3, (2, 12, 12))

@@ -101,6 +101,7 @@ class Coco(FileSource):
             )
         info = detection_info(root, cases, names, channels, kind)
         super().__init__(info, cases, notes=findings.notes, channels=channels)
+        self.tables = tuple(file for file, _ in tables)
 
 
 def _find_tables(path: Path) -> tuple[Path, list[tuple[Path, str]]]:

@@ -89,7 +89,9 @@ class ImageMaskPairs(FileSource):
         findings.finish(policy=invalid)
         if not pairs:
             raise wrong_layout(root, layout=_LAYOUT, expected=_EXPECTED)
-        names, reader = _classes(root, [mask for _, mask in pairs], masks, class_names, findings)
+        names, reader = classes_of_masks(
+            root, [mask for _, mask in pairs], masks, class_names, findings
+        )
         findings.finish(policy=invalid)
         files = [image for image, _ in pairs]
         cases = [
@@ -210,14 +212,22 @@ def _part(root: Path, image: Path) -> str:
     return next((part for part in map(part_name, reversed(folders)) if part), "")
 
 
-def _classes(
+def classes_of_masks(
     root: Path,
     masks: Sequence[Path],
     meaning: str,
     given: Sequence[str] | None,
     findings: Findings,
 ) -> tuple[tuple[str, ...], MaskReader]:
-    """Class names, and how to read the masks."""
+    """Class names of the masks in a folder, and how to read them.
+
+    Args:
+        root: that may hold a classes.txt or dataset.json.
+        masks: the files.
+        meaning: "semantic" or "instance".
+        given: class names, where they are known.
+        findings: where problems and notes go.
+    """
     if meaning == "instance":
         lossy = [mask.name for mask in masks if mask.suffix.lower() in (".jpg", ".jpeg")]
         if lossy:

@@ -121,6 +121,12 @@ class Phantoms:
         patient = Patient.draw(self._seed, number, _patient(index), 1)
         return draw_body(rng, self._shape, patient=patient)
 
+    def cause(self, index: int) -> np.ndarray:
+        """Which voxels (*spatial) make an image's class: lesions, or cells of the main kind."""
+        scene = self.draw(row_number(index, len(self)))
+        chosen = scene.kinds >= 0 if self._kind == "body" else scene.kinds == self._label(scene)
+        return np.concatenate([[False], chosen])[scene.objects]
+
     def _truth(self, scene: Scene) -> Example:
         """The label keys of the task."""
         if self.info.task == "classification":

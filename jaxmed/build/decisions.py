@@ -1,0 +1,140 @@
+"""What a run decides by: fixed by its evaluation on the validation part, kept in its workdir."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmed.build.config import write_json
+from jaxmed.build.trained import TrainedRun
+from jaxmed.evaluation.bootstrap import bootstrap_weights, intervals
+from jaxmed.evaluation.decisions import (
+    BoxDecisions,
+    ClassDecisions,
+    decide_crosswise,
+    score_boxes,
+    score_decided,
+)
+from jaxmed.training.processes import is_first
+from jaxmed.types import Row, Source, UserError
+
+DECISIONS_FILE = "decisions.json"
+KINDS = {"classification": ClassDecisions, "detection": BoxDecisions}
+Decisions = ClassDecisions | BoxDecisions
+
+
+def can_decide(run: TrainedRun) -> bool:
+    """Whether there is anything to fix: not yet of several labels at once, or of masks."""
+    return run.info.task in KINDS and not run.info.multilabel
+
+
+def fix_decisions(
+    workdir: Path, run: TrainedRun, scores: Mapping[int, Row], source: Source
+) -> dict[str, Any]:
+    """Fix decisions on the scored cases of the validation part, and write them to the workdir.
+
+    Returns:
+        for summary.json: the numbers, and as `metrics` what they are worth. Classes are judged by
+        cross-fitting; of boxes the threshold is too good for the cases that chose it.
+    """
+    rows = list(scores.values())
+    settings = run.experiment.config.evaluation
+    patients = None if source.patients is None else [source.patients[row] for row in scores]
+    weights = _weights(run, scores, source)
+    fixed: Decisions | None
+    if run.info.task == "detection":
+        fixed = BoxDecisions.fit(rows)
+        if fixed is None:
+            return {}
+        use_decisions(run, fixed)
+        threshold = run.experiment.task.score_threshold
+        samples = score_boxes(rows, threshold, weights=weights)
+        judged = "on the cases that chose it"
+    else:
+        labels, probabilities = _arrays(rows)
+        fit = functools.partial(
+            ClassDecisions.fit, rule=settings.operating_point, coverage=settings.coverage
+        )
+        fixed = fit(labels, probabilities)
+        try:
+            decided = decide_crosswise(labels, probabilities, fit, patients=patients)
+        except UserError:
+            return {}  # too few cases to fix anything on
+        samples = score_decided(labels, decided, weights=weights)
+        judged = "by cross-fitting"
+    numbers = dataclasses.asdict(fixed)
+    if is_first():
+        known = {"parameters_sha256": run.sha256, "cases": len(rows), **numbers}
+        write_json(workdir / DECISIONS_FILE, known)
+    metrics = intervals(samples, cases=len(rows))
+    return {"fixed_on": "val", "cases": len(rows), "judged": judged, **numbers, "metrics": metrics}
+
+
+def apply_decisions(
+    workdir: Path, run: TrainedRun, scores: Mapping[int, Row], source: Source
+) -> dict[str, Any]:
+    """What decisions fixed before are worth on other cases, for summary.json; {} without any."""
+    fixed, cases = read_decisions(workdir, run)
+    if fixed is None:
+        return {}
+    rows, weights = list(scores.values()), _weights(run, scores, source)
+    if isinstance(fixed, BoxDecisions):
+        use_decisions(run, fixed)
+        samples = score_boxes(rows, run.experiment.task.score_threshold, weights=weights)
+    else:
+        labels, probabilities = _arrays(rows)
+        samples = score_decided(labels, fixed.decide(probabilities), weights=weights)
+    metrics = intervals(samples, cases=len(rows))
+    numbers = dataclasses.asdict(fixed)
+    return {"fixed_on": "val", "cases": cases, "judged": "here", **numbers, "metrics": metrics}
+
+
+def use_decisions(run: TrainedRun, fixed: Decisions | None) -> None:
+    """Let the task count boxes from the threshold that was chosen, unless one was given."""
+    if isinstance(fixed, BoxDecisions) and not run.experiment.config.evaluation.score_threshold:
+        run.experiment.task.score_threshold = fixed.score_threshold
+
+
+def read_decisions(workdir: Path, run: TrainedRun) -> tuple[Decisions | None, int]:
+    """The decisions of a run, and on how many cases they were fixed; None where there are none.
+
+    Those of other weights, as of a training that went on since, are told and not used.
+    """
+    path = workdir / DECISIONS_FILE
+    if not can_decide(run) or not path.is_file():
+        return None, 0
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        sha256, cases = known.pop("parameters_sha256"), int(known.pop("cases"))
+        fixed = KINDS[run.info.task](**known)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); remove it, and make it anew with "
+            "evaluate.py --split=val"
+        ) from error
+    if sha256 != run.sha256:
+        print(
+            f"note: {path} is of other weights and not used; make it with evaluate.py --split=val"
+        )
+        return None, 0
+    return fixed, cases
+
+
+def _arrays(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and probabilities of scored cases."""
+    labels = np.array([int(row["label"]) for row in rows])
+    return labels, np.stack([np.asarray(row["probabilities"], np.float64) for row in rows])
+
+
+def _weights(run: TrainedRun, scores: Mapping[int, Row], source: Source) -> np.ndarray:
+    """As those of the evaluation's own intervals."""
+    settings = run.experiment.config
+    groups = None if source.patients is None else [source.patients[row] for row in scores]
+    resamples = settings.evaluation.resamples
+    return bootstrap_weights(len(scores), groups=groups, resamples=resamples, seed=settings.seed)

@@ -1,0 +1,212 @@
+"""Features of all cases of a run as a table, with what is alike in them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmed.build.config import write_json
+from jaxmed.build.explained import RunToExplain
+from jaxmed.build.workdir import read_split
+from jaxmed.evaluation.evaluate import summarize_cases
+from jaxmed.explanation.features import (
+    linear_probe,
+    make_features,
+    nearest_cases,
+    principal_components,
+)
+from jaxmed.explanation.layers import default_layer
+from jaxmed.explanation.pictures import draw_neighbours, draw_places
+from jaxmed.inference.sliding_window import extract, window_regions
+from jaxmed.types import Source, UserError
+
+_BATCH = 16
+_NEIGHBOURS = 3
+
+
+def write_features(
+    explained: RunToExplain,
+    source: Source,
+    workdir: Path,
+    part: str,
+    output: Path,
+    *,
+    shown: int,
+) -> None:
+    """Write features.csv, pca.png, neighbours.csv and .png, and of one label probe.json.
+
+    Args:
+        explained: the run.
+        source: its own data.
+        workdir: of the run, for its split.
+        part: whose cases are compared with those of train.
+        output: folder to write to.
+        shown: cases of the part whose neighbours are drawn.
+
+    Raises:
+        UserError: the data are not the run's, or lack a part.
+    """
+    split = read_split(workdir, source)
+    parts = list(dict.fromkeys(["train", part]))
+    for name in parts:
+        if not split.get(name):
+            raise UserError(f"--features: the run has no {name} part")
+    layer = explained.layer or default_layer(explained.layers)
+    rows = {name: split[name] for name in parts}
+    found, labels = {}, {}
+    for name, own in rows.items():
+        found[name], labels[name] = _features(explained, source, own, layer)
+    _write_table(output / "features.csv", source, rows, found, labels, explained)
+    places, variance = principal_components(found["train"], *[found[p] for p in parts[1:]])
+    draw_places(
+        output / "pca.png",
+        dict(zip(parts, places, strict=True)),
+        labels,
+        class_names=explained.classes,
+        variance=variance,
+    )
+    told = f"features: {found['train'].shape[1]} of layer {layer.name}"
+    print(f"{told}, {sum(map(len, rows.values()))} cases -> {output / 'features.csv'}")
+    if part == "train":
+        return
+    _write_neighbours(output, source, rows, found, labels, explained, part, shown)
+    if labels["train"] and not explained.run.info.multilabel:
+        _write_probe(output, source, rows, found, labels, explained, part, layer.name)
+    else:
+        print("note: no linear probe, for the cases have no single label")
+
+
+def _features(
+    explained: RunToExplain, source: Source, rows: Sequence[int], layer: Any
+) -> tuple[np.ndarray, list[int]]:
+    """Features (cases, channels), of large images the mean over windows; labels, if there are."""
+    run = make_features(explained.model, layer)
+    window = explained.shape.shape[1:-1]
+    sums: dict[int, np.ndarray] = {}
+    counts: dict[int, int] = {}
+    labels: list[int] = []
+    queue: list[tuple[int, np.ndarray]] = []
+
+    def flush() -> None:
+        images = np.stack([image for _, image in queue])
+        padding = [(0, _BATCH - len(queue))] + [(0, 0)] * (images.ndim - 1)
+        found = np.asarray(run(explained.variables, jnp.asarray(np.pad(images, padding))))
+        for (row, _), values in zip(queue, found, strict=False):
+            sums[row] = sums.get(row, np.zeros_like(values)) + values
+            counts[row] = counts.get(row, 0) + 1
+        queue.clear()
+
+    for row in rows:
+        example = explained.run.experiment.prepare(source[row])
+        if "label" in example and example["label"].ndim == 0:
+            labels.append(int(example["label"]))
+        image = explained.input_of(example)
+        for region in window_regions(image.shape[:-1], window, overlap=0.0):
+            queue.append((row, extract(image, region)))
+            if len(queue) == _BATCH:
+                flush()
+    if queue:
+        flush()
+    return np.stack([sums[row] / counts[row] for row in rows]), labels
+
+
+def _write_table(
+    path: Path,
+    source: Source,
+    rows: Mapping[str, Sequence[int]],
+    found: dict[str, np.ndarray],
+    labels: dict[str, list[int]],
+    explained: RunToExplain,
+) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        count = next(iter(found.values())).shape[1]
+        writer.writerow(["id", "part", "label", *(f"feature{i}" for i in range(count))])
+        for part, own in rows.items():
+            for place, row in enumerate(own):
+                name = explained.classes[labels[part][place]] if labels[part] else ""
+                values = (f"{x:.6g}" for x in found[part][place])
+                writer.writerow([source.ids[row], part, name, *values])
+
+
+def _write_neighbours(
+    output: Path,
+    source: Source,
+    rows: Mapping[str, Sequence[int]],
+    found: dict[str, np.ndarray],
+    labels: dict[str, list[int]],
+    explained: RunToExplain,
+    part: str,
+    shown: int,
+) -> None:
+    """For each case of the part the cases of train that it looks like."""
+    found_near = nearest_cases(found["train"], found[part], count=_NEIGHBOURS)
+    near, distances = (values.tolist() for values in found_near)
+
+    def name_of(own: str, place: int) -> str:
+        return explained.classes[labels[own][place]] if labels[own] else ""
+
+    with (output / "neighbours.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "label", "rank", "train_id", "train_label", "distance"])
+        for place, row in enumerate(rows[part]):
+            for rank, (other, away) in enumerate(
+                zip(near[place], distances[place], strict=True), start=1
+            ):
+                train = source.ids[rows["train"][other]], name_of("train", other)
+                writer.writerow(
+                    [source.ids[row], name_of(part, place), rank, *train, f"{away:.6g}"]
+                )
+    pictures = []
+    for place, row in enumerate(rows[part][:shown]):
+        line = [(source[row]["image"], f"{source.ids[row]} {name_of(part, place)}")]
+        for other, away in zip(near[place], distances[place], strict=True):
+            image = source[rows["train"][other]]["image"]
+            line.append((image, f"train {name_of('train', other)} at {away:.2f}"))
+        pictures.append(line)
+    draw_neighbours(output / "neighbours.png", pictures, width=_NEIGHBOURS + 1)
+
+
+def _write_probe(
+    output: Path,
+    source: Source,
+    rows: Mapping[str, Sequence[int]],
+    found: dict[str, np.ndarray],
+    labels: dict[str, list[int]],
+    explained: RunToExplain,
+    part: str,
+    layer: str,
+) -> None:
+    """Scores of a linear probe, as those of the run itself are computed."""
+    if len(set(labels["train"])) < 2:
+        print("note: no linear probe, for the training cases are all of one class")
+        return
+    probabilities = linear_probe(
+        found["train"], labels["train"], found[part], classes=len(explained.classes)
+    )
+    scores = {
+        row: explained.task.score(probability, {"label": np.asarray(label)})
+        for row, probability, label in zip(rows[part], probabilities, labels[part], strict=True)
+    }
+    config = explained.run.experiment.config
+    metrics = summarize_cases(
+        explained.task,
+        scores,
+        patients=source.patients,
+        resamples=config.evaluation.resamples,
+        seed=config.seed,
+    )
+    write_json(output / "probe.json", {"part": part, "layer": layer, "metrics": metrics})
+    told = metrics[explained.task.main_score]
+    low, high = told["low"], told["high"]
+    interval = "" if low is None else f" ({low:.3f} to {high:.3f})"
+    value = "undefined" if told["value"] is None else f"{told['value']:.3f}"
+    print(
+        f"linear probe on {layer}: {explained.task.main_score} {value}{interval}, "
+        f"{len(scores)} cases of {part}"
+    )

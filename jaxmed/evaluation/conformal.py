@@ -1,0 +1,64 @@
+"""Sets of classes that hold the true one as often as they promise; and when to rather not decide.
+
+The promise holds for new cases like those that the sets were fitted on: not for another hospital.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer
+
+
+def fit_sets(
+    labels: Integer[np.ndarray, " cases"],
+    probabilities: Float[np.ndarray, "cases classes"],
+    *,
+    coverage: float,
+) -> float:
+    """The probability from which on a class belongs to the set of a case.
+
+    Split conformal prediction with one minus the probability of the truth as score (Sadinle et al.
+    2019, arXiv 1609.00451; Angelopoulos and Bates 2021, arXiv 2107.07511, section 1): sets are the
+    smallest on average.
+
+    Args:
+        labels: class numbers.
+        probabilities: of cases that nothing was trained or calibrated on.
+        coverage: share of new cases whose set is to hold their class.
+
+    Returns:
+        0, with which every class is in the set, where there are too few cases for the promise.
+    """
+    scores = np.sort(1 - np.asarray(probabilities, np.float64)[np.arange(len(labels)), labels])
+    place = math.ceil((len(scores) + 1) * coverage)
+    return float(1 - scores[place - 1]) if place <= len(scores) else 0.0
+
+
+def make_sets(
+    probabilities: Float[np.ndarray, "cases classes"], threshold: float
+) -> Bool[np.ndarray, "cases classes"]:
+    """Which classes belong to the set of each case; it may be empty, or hold all."""
+    # The scores' own rounding must not cost the case that sets the threshold its class.
+    return np.asarray(probabilities, np.float64) >= threshold - 1e-12
+
+
+def risk_coverage(
+    confidence: Float[np.ndarray, " cases"], wrong: Bool[np.ndarray, " cases"]
+) -> tuple[Float[np.ndarray, " cases"], Float[np.ndarray, " cases"]]:
+    """Share of mistakes among the surest cases, for every share of cases that is decided.
+
+    Source: Geifman and El-Yaniv 2017 (arXiv 1705.08500). The mean of the risks is the area under
+    the curve (AURC).
+
+    Args:
+        confidence: the higher the surer.
+        wrong: whether the decision would be.
+
+    Returns:
+        coverage, from one case to all, and risk.
+    """
+    order = np.argsort(-np.asarray(confidence), kind="stable")
+    count = np.arange(1, len(order) + 1)
+    return count / max(1, len(order)), np.cumsum(np.asarray(wrong, bool)[order]) / count

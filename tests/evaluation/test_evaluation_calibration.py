@@ -1,0 +1,214 @@
+"""Calibration, sets, thresholds: against simulations in which the truth is known."""
+
+import numpy as np
+import pytest
+import scipy.special
+import sklearn.linear_model
+import sklearn.metrics
+
+from jaxmed.evaluation.bootstrap import bootstrap_weights
+from jaxmed.evaluation.calibration import (
+    apply_platt,
+    apply_temperature,
+    fit_platt,
+    fit_temperature,
+)
+from jaxmed.evaluation.conformal import fit_sets, make_sets, risk_coverage
+from jaxmed.evaluation.decisions import (
+    BoxDecisions,
+    ClassDecisions,
+    decide_crosswise,
+    score_boxes,
+    score_decided,
+)
+from jaxmed.evaluation.operating_points import choose_score_threshold, choose_threshold, parse_rule
+from jaxmed.metrics.classification import expected_calibration_error, summarize_classification
+from jaxmed.types import UserError
+
+
+def simulated(cases, classes=3, *, temperature=2.0, seed=0):
+    """Labels drawn from probabilities, and what a network says that is too sure by a factor."""
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.normal(size=(cases, classes))
+    true = scipy.special.softmax(logits, axis=1)
+    labels = (true.cumsum(1) > rng.random((cases, 1))).argmax(1)
+    return labels, scipy.special.softmax(temperature * logits, axis=1), true
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_a_known_temperature_is_found_and_undone(temperature):
+    labels, said, true = simulated(20_000, temperature=temperature)
+    found = fit_temperature(labels, said)
+    np.testing.assert_allclose(found, temperature, rtol=0.05)
+    calibrated = apply_temperature(said, found)
+    np.testing.assert_allclose(calibrated.sum(1), 1)
+    assert (calibrated.argmax(1) == said.argmax(1)).all()
+    assert np.abs(calibrated - true).mean() < 0.01
+
+    def gap(p):
+        ones = np.ones((1, len(labels)))
+        return expected_calibration_error(p.argmax(1) == labels, p.max(1), ones)[0]
+
+    assert gap(calibrated) < 0.02
+    assert temperature == 1 or gap(said) > 0.05
+
+
+def test_a_part_without_a_mistake_does_not_ask_for_certainty_beyond_bounds():
+    labels = np.arange(30) % 3
+    said = apply_temperature(np.eye(3)[labels] * 0.8 + 0.1, 1.0)
+    assert 0.049 < fit_temperature(labels, said) < 0.06
+    slope, intercept = fit_platt(np.arange(10) > 4, np.linspace(0.1, 0.9, 10))
+    assert np.isfinite([slope, intercept]).all() and slope > 0
+
+
+def test_platt_is_a_logistic_regression_on_the_logit():
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(0.01, 0.99, 5000)
+    truth = rng.random(5000) < apply_platt(scores, 0.5, -1.0)
+    slope, intercept = fit_platt(truth, scores)
+    theirs = sklearn.linear_model.LogisticRegression(C=np.inf, tol=1e-8)
+    theirs.fit(scipy.special.logit(scores)[:, None], truth)
+    np.testing.assert_allclose(slope, theirs.coef_[0, 0], rtol=1e-2)
+    np.testing.assert_allclose(intercept, theirs.intercept_[0], rtol=1e-2)
+
+
+def test_brier_score_is_scikit_learn_s():
+    labels, said, _ = simulated(200, classes=2)
+    ones = np.ones((1, 200))
+    found = summarize_classification(labels, said, weights=ones, class_names=["a", "b"])
+    expected = sklearn.metrics.brier_score_loss(labels, said[:, 1])
+    np.testing.assert_allclose(found["brier"], expected, rtol=1e-6)
+    labels, said, _ = simulated(200, classes=4)
+    found = summarize_classification(labels, said, weights=ones, class_names=list("abcd"))
+    np.testing.assert_allclose(found["brier"], ((said - np.eye(4)[labels]) ** 2).sum(1).mean() / 2)
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9])
+def test_sets_hold_the_truth_as_often_as_they_promise(coverage):
+    held = []
+    for seed in range(300):
+        labels, said, _ = simulated(150, seed=seed)
+        threshold = fit_sets(labels[:100], said[:100], coverage=coverage)
+        sets = make_sets(said[100:], threshold)
+        held.append(sets[np.arange(50), labels[100:]].mean())
+    # At least what is promised, and by at most 1 / (n + 1) more.
+    assert coverage - 0.01 < np.mean(held) < coverage + 0.02
+
+
+def test_sets_of_too_few_cases_hold_all_classes():
+    labels, said, _ = simulated(8)
+    assert make_sets(said, fit_sets(labels, said, coverage=0.9)).all()
+    assert not make_sets(said, fit_sets(labels, said, coverage=0.8)).all()
+
+
+def test_risk_falls_where_confidence_means_something():
+    labels, said, _ = simulated(4000)
+    wrong = said.argmax(1) != labels
+    coverage, risk = risk_coverage(said.max(1), wrong)
+    assert coverage[-1] == 1 and np.isclose(risk[-1], wrong.mean())
+    assert risk[400] < 0.5 * risk[-1] and risk.mean() < wrong.mean()
+    _, perfect = risk_coverage(-wrong.astype(float), wrong)
+    assert perfect[: int((~wrong).sum())].max() == 0
+
+
+def test_thresholds_keep_what_the_rule_asks_for():
+    rng = np.random.default_rng(0)
+    truth = rng.random(500) < 0.3
+    scores = np.round(np.clip(rng.normal(0.4 + 0.3 * truth, 0.2), 0, 1), 2)  # with ties
+
+    def rates(threshold):
+        called = scores >= threshold
+        return called[truth].mean(), (~called)[~truth].mean()
+
+    every = np.unique(scores)
+    for share in (0.8, 0.95, 0.999):
+        high = choose_threshold(truth, scores, f"sensitivity={share}")
+        assert rates(high)[0] >= share and all(rates(t)[0] < share for t in every[every > high])
+        low = choose_threshold(truth, scores, f"specificity={share}")
+        assert rates(low)[1] >= share and all(rates(t)[1] < share for t in every[every < low])
+    best = choose_threshold(truth, scores, "youden")
+    assert np.isclose(sum(rates(best)), max(sum(rates(t)) for t in every))
+    best = choose_threshold(truth, scores, "f1")
+    f1 = [sklearn.metrics.f1_score(truth, scores >= t) for t in every]
+    assert np.isclose(sklearn.metrics.f1_score(truth, scores >= best), max(f1))
+    with pytest.raises(UserError, match="expected youden, f1"):
+        parse_rule("sensitivity=95")
+
+
+def test_nothing_is_positive_where_the_surest_case_would_be_one_too_many():
+    truth, scores = np.array([False, True, True]), np.array([0.9, 0.5, 0.4])
+    assert choose_threshold(truth, scores, "specificity=0.99") > 0.9
+
+
+def test_the_score_threshold_of_boxes_is_that_of_the_best_f1():
+    rng = np.random.default_rng(1)
+    scores = np.round(rng.random(300), 2)
+    hits = rng.random(300) < scores
+    objects = int(hits.sum()) + 20
+
+    def f1(threshold):
+        called = scores >= threshold
+        return 2 * (called & hits).sum() / (called.sum() + objects)
+
+    best = choose_score_threshold(scores, hits, objects=objects)
+    assert np.isclose(f1(best), max(f1(t) for t in np.unique(scores)))
+
+
+def test_decisions_are_applied_unchanged_and_judged_as_scikit_learn_does():
+    labels, said, _ = simulated(3000, classes=2)
+    fixed = ClassDecisions.fit(labels[:1500], said[:1500], rule="sensitivity=0.9", coverage=0.9)
+    decided = fixed.decide(said[1500:])
+    labels = labels[1500:]
+    weights = bootstrap_weights(len(labels), resamples=50, seed=0)
+    found = score_decided(labels, decided, weights=weights)
+    assert all(values.shape == (51,) for values in found.values())
+    recall = sklearn.metrics.recall_score(labels, decided.predicted)
+    assert np.isclose(found["sensitivity"][0], recall) and abs(recall - 0.9) < 0.04
+    np.testing.assert_allclose(
+        [found[name][0] for name in ("accuracy", "specificity", "precision")],
+        [
+            sklearn.metrics.accuracy_score(labels, decided.predicted),
+            sklearn.metrics.recall_score(labels, decided.predicted, pos_label=0),
+            sklearn.metrics.precision_score(labels, decided.predicted),
+        ],
+    )
+    assert abs(found["set_coverage"][0] - 0.9) < 0.03 and 1 <= found["set_size"][0] < 2
+    assert found["ece"][0] < 0.04
+    calibrated = decided.probabilities[:, 1]
+    expected = sklearn.metrics.brier_score_loss(labels, calibrated)
+    np.testing.assert_allclose(found["brier"][0], expected)
+
+
+def test_crosswise_no_case_is_decided_by_itself():
+    labels, said, _ = simulated(100, classes=2)
+    patients = [f"p{i // 2}" for i in range(100)]
+    seen = []
+
+    def fit(own_labels, own_said):
+        seen.append({tuple(row) for row in own_said})
+        return ClassDecisions.fit(own_labels, own_said, rule="youden")
+
+    found = decide_crosswise(labels, said, fit, patients=patients)
+    assert len(seen) == 5 and np.allclose(found.probabilities.sum(1), 1)
+    for row in range(100):
+        # Of each pair of a patient, both were left out of one fit, the same.
+        without = [i for i, own in enumerate(seen) if tuple(said[row]) not in own]
+        partner = [i for i, own in enumerate(seen) if tuple(said[row ^ 1]) not in own]
+        assert len(without) == 1 and without == partner
+
+
+def test_boxes_are_counted_from_the_threshold_on():
+    rows = [
+        {
+            "score": np.array([0.9, 0.8, 0.2]),
+            "matched": np.array([[True, False, True]]),
+            "truths": np.array([2, 1]),
+        },
+        {"score": np.zeros(0), "matched": np.zeros((1, 0), bool), "truths": np.array([0, 0])},
+    ]
+    found = score_boxes(rows, 0.5, weights=np.ones((1, 2)))
+    assert found["sensitivity"][0] == 1 / 3 and found["precision"][0] == 1 / 2
+    assert found["false_positives_an_image"][0] == 1 / 2
+    fixed = BoxDecisions.fit(rows)
+    assert fixed.score_threshold == 0.2 and 0 < fixed.probability(np.array([0.9]))[0] < 1
+    assert BoxDecisions.fit(rows[1:]) is None
