@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +13,17 @@ import numpy as np
 from jaxmed.build.checks import useless_keys
 from jaxmed.build.config import config_of_run, flatten
 from jaxmed.build.ensembles import Group
-from jaxmed.build.planning import read_findings
+from jaxmed.build.planning import QUALITY_FILE, read_findings
 from jaxmed.build.predictions import drawn_prediction
+from jaxmed.build.report_facts import card_facts, describe_split, read_card, warnings_of_run
 from jaxmed.build.scored_set import print_summary, score_cells, write_set
 from jaxmed.build.trained import TrainedRun
 from jaxmed.evaluation import curves, pictures
 from jaxmed.evaluation.evaluate import predict_cases
 from jaxmed.evaluation.report import write_report
+from jaxmed.evaluation.report_parts.cases import picture_block, picture_limit
+from jaxmed.evaluation.report_parts.slices import make_slices, plain_picture
+from jaxmed.evaluation.report_parts.words import RANKED_BY, score_title
 from jaxmed.training.checkpoints import best_step
 from jaxmed.training.logging import METRICS_FILE, read_log
 from jaxmed.types import Example, Row, Source, count_of
@@ -59,8 +64,14 @@ def write_evaluation(
     if folds:
         for figure in figures:
             figure["caption"] += "; all folds in one, though the scores are means over the folds"
+    stated = read_card(workdir)  # a mistake in it is told before the pictures are made
     examples = _draw_examples(run, source, groups, described, folder)
-    _write_report(workdir, run, figures, examples, shown=shown)
+    is_own = summary["data_sha256"] == run.run["data"]["sha256"]
+    split = describe_split(workdir, run, source, is_own=is_own)
+    checkpoint = f"the {best.replace(task.main_score, score_title(task.main_score))}"
+    _write_report(
+        workdir, run, figures, examples, split, stated, checkpoint=checkpoint, shown=shown
+    )
     print(f"report: {workdir / 'report.html'}")
 
 
@@ -147,35 +158,45 @@ def _draw_examples(
         for row, example, prediction in predicted:
             name = next(g for g, rows in cases.items() if row in rows)
             path = folder / "pictures" / f"{name}_{cases[name].index(row)}.png"
-            drawn[row] = _draw_case(run, source, path, row, example, prediction, described[row])
+            case = {"id": source.ids[row], "group": name, **described[row]}
+            drawn[row] = _draw_case(run, path, example, prediction, case, cases=len(wanted))
     return {name: [drawn[row] for row in group] for name, group in cases.items()}
 
 
 def _draw_case(
     run: TrainedRun,
-    source: Source,
     path: Path,
-    row: int,
     example: Example,
     prediction: Any,
-    told: Mapping[str, Any],
+    case: Mapping[str, Any],
+    *,
+    cases: int,
 ) -> dict[str, Any]:
-    """The picture of one case, and what the report says of it."""
+    """The pictures of one case, of a volume all its slices, and what the report says of it."""
     path.parent.mkdir(exist_ok=True)
-    pictures.draw_overlay(
-        path,
-        example["image"],
-        **pictures_of(run, example, prediction),
-        class_names=run.info.class_names,
-    )
-    shown = [(name, value) for name, value in told.items() if name != "score"]  # shown beside it
-    scores = [f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in shown]
-    return {
-        "id": source.ids[row],
-        "score": told["score"],
-        "picture": path,
-        "caption": ", ".join(scores[:6]),
-    }
+    what, names = pictures_of(run, example, prediction), run.info.class_names
+    pictures.draw_overlay(path, example["image"], **what, class_names=names)
+    entry: dict[str, Any] = {"picture": path, "caption": what.get("title", "")}
+    compared = run.info.task != "classification"
+    if compared:
+        entry["caption"] = what.get("title") or "truth dashed, prediction solid"
+    alt = f"{case['group']} case {case['id']}"
+    limit = picture_limit(cases * (2 if run.info.ndim == 2 and compared else 1))
+    shown: list[Any] = [entry]
+    if run.info.ndim == 3:
+        spacing = example.get("spacing")
+        options: dict[str, Any] = {
+            "spacing": spacing,
+            "class_names": names,
+            "alt": alt,
+            "limit": limit,
+        }
+        slices = make_slices(example["image"], **what, **options)
+        shown = [dataclasses.replace(slices, still=picture_block(entry, alt=alt))]
+    elif compared:
+        shown = [plain_picture(example["image"], alt=f"{alt}: image", limit=limit), entry]
+    told = {k: v for k, v in case.items() if k not in ("id", "group", "score")}
+    return {"id": case["id"], "score": case["score"], "told": told, "pictures": shown}
 
 
 def pictures_of(run: TrainedRun, example: Example, prediction: Any) -> dict[str, Any]:
@@ -202,14 +223,16 @@ def _write_report(
     run: TrainedRun,
     figures: Sequence[Any],
     examples: Mapping[str, Any],
+    split: Mapping[str, Any],
+    stated: Mapping[str, str],
     *,
+    checkpoint: str,
     shown: str,
 ) -> None:
     useless = useless_keys(config_of_run(run.run))
-    history = []
     log = workdir / METRICS_FILE
-    if log.is_file():
-        history = read_log(log)
+    history = read_log(log) if log.is_file() else []
+    seconds = max((line.get("seconds", 0.0) for line in history), default=0.0)
     summaries = {
         path.parent.name: json.loads(path.read_text(encoding="utf-8"))
         # Its own parts first: other data may have been trained on.
@@ -219,6 +242,9 @@ def _write_report(
             reverse=True,
         )
     }
+    findings, looked = read_findings(workdir), (workdir / QUALITY_FILE).is_file()
+    facts = card_facts(run, summaries, split, checkpoint=checkpoint, seconds=seconds)
+    devices = ", ".join(run.run["devices"])
     write_report(
         workdir / "report.html",
         title=f"{run.info.name}: {run.info.task}",
@@ -228,6 +254,17 @@ def _write_report(
         cases=examples,
         curves=figures,
         shown=shown,
+        data=run.info.name,
+        checkpoint=checkpoint,
+        ranked_by=RANKED_BY[run.info.task],
+        warnings=warnings_of_run(run, summaries, findings, looked=looked),
         notes=run.run["data"]["notes"],
-        findings=read_findings(workdir),
+        split=split,
+        findings=findings,
+        facts={**facts, **stated},
+        versions={
+            **run.run["versions"],
+            "devices": devices,
+            "git commit": run.run["commit"] or "–",
+        },
     )

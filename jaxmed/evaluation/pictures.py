@@ -87,9 +87,13 @@ def draw_case(
         _Boxes(boxes, labels, scores, class_names).draw(axis, view, colour=colour, style="solid")
     axis.set(xlim=(-0.5, shown.shape[1] - 0.5), ylim=(shown.shape[0] - 0.5, -0.5))
     axis.set_axis_off()
+    if scores is not None and not len(scores) and not title:
+        title = "no box above the threshold"
+    title = clip(title)
     if view.slice is not None:
-        title = f"{clip(title, _TITLE_LETTERS - 12)} [slice {view.slice}]".strip()
-    axis.set_title(clip(title), fontsize=8, parse_math=False)
+        which = f"[slice {view.slice + 1} of {view.shape[2]}, third axis]"
+        title = f"{title} {which}".strip()
+    axis.set_title(title, fontsize=8, parse_math=False)
 
 
 def draw_batch(

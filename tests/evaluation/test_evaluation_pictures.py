@@ -1,6 +1,3 @@
-import base64
-import html.parser
-
 import imageio.v3 as imageio
 import numpy as np
 import pytest
@@ -18,7 +15,6 @@ from jaxmed.evaluation.pictures import (
     draw_overlay,
     picture_to_base64,
 )
-from jaxmed.evaluation.report import write_report
 from jaxmed.evaluation.views import choose_view, window
 
 
@@ -163,109 +159,3 @@ def test_overlays_are_drawn(tmp_path):
     alone = imageio.imread(path)
     draw_overlay(path, example["image"], mask=example["mask"], true_mask=example["mask"])
     assert (imageio.imread(path) != alone).any()
-
-
-# The report
-
-
-class Page(html.parser.HTMLParser):
-    """Collects elements, their attributes and the text of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.links, self.words = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.links += [value for name, value in attrs if name in ("src", "href", "srcset")]
-        assert not [name for name, _ in attrs if name.startswith("on")]
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
-HOSTILE = "a\"><script>alert('x')</script><img src=http://evil/ onerror=alert(1)>&amp;.png"
-
-
-def make_report(path, **changes):
-    figure = Figure(figsize=(1, 1))
-    picture = picture_to_base64(figure)
-    history = [{"step": s, "split": "train", "loss": 1 / (s + 1), "seconds": 1.0} for s in range(9)]
-    history += [{"step": s, "split": "val", "dice": 0.1 * s, "loss": 0.5} for s in (3, 6)]
-    given = {
-        "title": "hippocampus",
-        "config": {"seed": 0, "optimizer": {"name": "adamw", "learning_rate": 3e-4}},
-        "history": history,
-        "summaries": {
-            "val": {
-                "metrics": {
-                    "dice": {"value": 0.87654, "low": 0.8512, "high": 0.8991, "n": 36},
-                    "hd95": {"value": None, "low": None, "high": None, "n": 0},
-                },
-                "step": 1500,
-                "parameters_sha256": "abc123",
-            }
-        },
-        "cases": {
-            "best": [{"id": "case_9", "score": 0.95, "picture_base64": picture, "caption": "c"}],
-            "worst": [{"id": HOSTILE, "score": 0.1, "picture_base64": picture, "caption": HOSTILE}],
-        },
-        "curves": [{"picture_base64": picture, "caption": "ROC"}],
-        "notes": ["4 boxes were left out."],
-    }
-    text = write_report(path, **{**given, **changes}).read_text(encoding="utf-8")
-    return text, Page(text)
-
-
-def test_numbers_are_in_the_report(tmp_path):
-    text, page = make_report(tmp_path / "new" / "report.html")
-    words = " ".join(page.words)
-    for expected in (
-        "dice 0.877 0.851 to 0.899 36",
-        "hd95 – – 0",
-        "parameters_sha256 abc123",
-        "optimizer.learning_rate 0.0003",
-        "4 boxes were left out.",
-        "val dice 6 0.6",
-        "train loss 8 0.1111",
-    ):
-        assert expected in words, expected
-    assert text.index("Worst") < text.index("Best")
-    assert page.tags.count("img") == 4
-
-
-def test_report_is_self_contained(tmp_path):
-    _, page = make_report(tmp_path / "report.html")
-    assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
-    for link in page.links:
-        data = base64.b64decode(link.split(",")[1], validate=True)
-        assert data.startswith(b"\x89PNG")
-    assert not {"script", "link", "iframe", "object"} & set(page.tags)
-
-
-def test_hostile_text_stays_text(tmp_path):
-    text, page = make_report(
-        tmp_path / "report.html",
-        title=HOSTILE,
-        config={HOSTILE: HOSTILE},
-        notes=[HOSTILE],
-        summaries={HOSTILE: {"metrics": {HOSTILE: {"value": HOSTILE, "n": HOSTILE}}, "x": HOSTILE}},
-        curves=[{"picture_base64": '"><script>', "caption": HOSTILE}],
-        history=[{"step": 1, "split": "$" + HOSTILE, HOSTILE: 1.0}],
-    )
-    assert "script" not in page.tags and "<script" not in text
-    assert not [link for link in page.links if "http" in link]
-    assert " ".join(page.words).count(HOSTILE) >= 8
-
-
-def test_report_of_little(tmp_path):
-    path = tmp_path / "report.html"
-    write_report(path, title="x", config={})
-    assert "<h1>x</h1>" in path.read_text()
-    picture = tmp_path / "a.png"
-    imageio.imwrite(picture, np.zeros((4, 4), np.uint8))
-    history = [{"step": 1, "loss": float("nan")}, {"seconds": 3}]
-    curves = [{"picture": picture, "caption": "from a file"}]
-    write_report(path, title="x", config={}, history=history, curves=curves)
-    assert path.read_text().count("data:image/png") == 1
