@@ -86,6 +86,7 @@ def _defaults(task: str) -> ConfigDict:
                 "overlap": 0.5,  # of sliding windows (segmentation) and tiles of large pictures
                 "flips": False,  # average over images mirrored as in training (not for detection)
                 "resamples": 1000,  # of the bootstrap
+                "explain": True,  # show in the report what counted for what the network sees
                 "nsd_tolerance": 0.0,  # mm; plan: 1, or one voxel where that is far smaller
                 "iou": 0.6,  # above which non-maximum suppression drops the lower-scored box
                 # Of boxes that are drawn and counted, not of ap50 and ap; 0: of the best F1 on the

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from jaxmed.build.case_pictures import draw_cases
 from jaxmed.build.checks import useless_keys
 from jaxmed.build.config import config_of_run, flatten
 from jaxmed.build.ensembles import Group
 from jaxmed.build.planning import QUALITY_FILE, read_findings
-from jaxmed.build.predictions import drawn_prediction
 from jaxmed.build.report_facts import card_facts, describe_split, read_card, warnings_of_run
 from jaxmed.build.scored_set import print_summary, score_cells, write_set
 from jaxmed.build.trained import TrainedRun
-from jaxmed.evaluation import curves, pictures
-from jaxmed.evaluation.evaluate import predict_cases
+from jaxmed.evaluation import curves
 from jaxmed.evaluation.report import write_report
-from jaxmed.evaluation.report_parts.cases import picture_block, picture_limit
-from jaxmed.evaluation.report_parts.slices import make_slices, plain_picture
 from jaxmed.evaluation.report_parts.words import RANKED_BY, score_title
 from jaxmed.training.checkpoints import best_step
 from jaxmed.training.logging import METRICS_FILE, read_log
-from jaxmed.types import Example, Row, Source, count_of
-
-PICTURES_A_GROUP = 3
+from jaxmed.types import Row, Source, count_of
 
 
 def write_evaluation(
@@ -65,9 +57,9 @@ def write_evaluation(
         for figure in figures:
             figure["caption"] += "; all folds in one, though the scores are means over the folds"
     stated = read_card(workdir)  # a mistake in it is told before the pictures are made
-    examples = _draw_examples(run, source, groups, described, folder)
+    examples = draw_cases(run, source, groups, described, folder / "pictures")
     is_own = summary["data_sha256"] == run.run["data"]["sha256"]
-    split = describe_split(workdir, run, source, is_own=is_own)
+    split = describe_split(workdir, source, is_own=is_own)
     checkpoint = f"the {best.replace(task.main_score, score_title(task.main_score))}"
     _write_report(
         workdir, run, figures, examples, split, stated, checkpoint=checkpoint, shown=shown
@@ -125,97 +117,6 @@ def print_decisions(decisions: Mapping[str, Any]) -> None:
     scores = ", ".join(f"{name} {value} ({interval})" for name, (value, interval) in cells.items())
     print(f"decided as fixed on the validation part: {', '.join(known)}")
     print(f"  {decisions['judged']}: {scores}")
-
-
-def choose_cases(described: Mapping[int, Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Rows of the worst, typical (around the median) and best cases; none twice."""
-    ranked = sorted(
-        (row for row, told in described.items() if np.isfinite(told["score"])),
-        key=lambda row: described[row]["score"],
-    )
-    size = min(PICTURES_A_GROUP, -(-len(ranked) // 3))
-    worst, best = ranked[:size], ranked[size:][::-1][:size]
-    between = ranked[len(worst) : len(ranked) - len(best)]
-    middle = max(0, (len(between) - size) // 2)
-    return {"worst": worst, "typical": between[middle : middle + size], "best": best}
-
-
-def _draw_examples(
-    run: TrainedRun,
-    source: Source,
-    groups: Sequence[Group],
-    described: Mapping[int, Mapping[str, Any]],
-    folder: Path,
-) -> dict[str, list[dict[str, Any]]]:
-    """Pictures of chosen cases, each predicted once more and drawn beside its truth."""
-    cases = choose_cases(described)
-    wanted = {row for group in cases.values() for row in group}
-    task, prepare = run.experiment.task, run.experiment.prepare
-    drawn: dict[int, dict[str, Any]] = {}
-    for rows, members in groups:
-        own = [row for row in rows if row in wanted]
-        predicted = predict_cases(run.predict_with(members), task, source, own, prepare=prepare)
-        for row, example, prediction in predicted:
-            name = next(g for g, rows in cases.items() if row in rows)
-            path = folder / "pictures" / f"{name}_{cases[name].index(row)}.png"
-            case = {"id": source.ids[row], "group": name, **described[row]}
-            drawn[row] = _draw_case(run, path, example, prediction, case, cases=len(wanted))
-    return {name: [drawn[row] for row in group] for name, group in cases.items()}
-
-
-def _draw_case(
-    run: TrainedRun,
-    path: Path,
-    example: Example,
-    prediction: Any,
-    case: Mapping[str, Any],
-    *,
-    cases: int,
-) -> dict[str, Any]:
-    """The pictures of one case, of a volume all its slices, and what the report says of it."""
-    path.parent.mkdir(exist_ok=True)
-    what, names = pictures_of(run, example, prediction), run.info.class_names
-    pictures.draw_overlay(path, example["image"], **what, class_names=names)
-    entry: dict[str, Any] = {"picture": path, "caption": what.get("title", "")}
-    compared = run.info.task != "classification"
-    if compared:
-        entry["caption"] = what.get("title") or "truth dashed, prediction solid"
-    alt = f"{case['group']} case {case['id']}"
-    limit = picture_limit(cases * (2 if run.info.ndim == 2 and compared else 1))
-    shown: list[Any] = [entry]
-    if run.info.ndim == 3:
-        spacing = example.get("spacing")
-        options: dict[str, Any] = {
-            "spacing": spacing,
-            "class_names": names,
-            "alt": alt,
-            "limit": limit,
-        }
-        slices = make_slices(example["image"], **what, **options)
-        shown = [dataclasses.replace(slices, still=picture_block(entry, alt=alt))]
-    elif compared:
-        shown = [plain_picture(example["image"], alt=f"{alt}: image", limit=limit), entry]
-    told = {k: v for k, v in case.items() if k not in ("id", "group", "score")}
-    return {"id": case["id"], "score": case["score"], "told": told, "pictures": shown}
-
-
-def pictures_of(run: TrainedRun, example: Example, prediction: Any) -> dict[str, Any]:
-    """Prediction and truth of a case as the arguments of a picture."""
-    shown = drawn_prediction(prediction, run)
-    if run.info.task == "segmentation":
-        shown["true_mask"] = example["mask"]
-    elif run.info.task == "detection":
-        shown |= {"true_boxes": example["boxes"], "true_labels": example["box_label"]}
-    else:
-        names = run.info.class_names
-        label = example["label"]
-        truth = (
-            "+".join(n for n, on in zip(names, label, strict=True) if on)
-            if label.ndim
-            else names[int(label)]
-        )
-        shown["title"] = f"{shown['title']} (is {truth or 'none'})"
-    return shown
 
 
 def _write_report(

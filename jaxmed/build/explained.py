@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -17,8 +18,16 @@ from jaxmed.build.trained import TrainedRun, take_members
 from jaxmed.explanation import targets
 from jaxmed.explanation.explainer import Explainer
 from jaxmed.explanation.layers import default_layer, find_layer, list_layers
-from jaxmed.preprocessing.spatial import restore_boxes, restore_mask, window
+from jaxmed.preprocessing.spatial import restore_boxes, restore_mask, restore_values, window
 from jaxmed.types import Example, UserError
+
+DEFAULT_METHODS = {
+    "classification": ("gradcam", "integrated_gradients", "occlusion"),
+    # The gradients' mean says nothing of a score at one place.
+    "detection": ("hirescam", "integrated_gradients", "occlusion"),
+    "segmentation": ("gradcam", "integrated_gradients", "occlusion"),
+}
+"""Of `jaxmed.explanation.explainer.METHODS`, by task; the first is the cheapest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +68,7 @@ class RunToExplain:
         experiment = run.experiment
         self.run = run
         self.task = experiment.task
-        place = run.chosen[0] if run.chosen else None
-        own = run.variables if place is None else take_members(run.variables, [place])
-        self.config = experiment.config if place is None else experiment.member_configs[place]
-        self.variables = jax.device_put(dict(own))
+        self._use_member(run.chosen[0] if run.chosen else None)
         self.model = experiment.model
         self.classes = tuple(getattr(self.task, "output_classes", run.info.class_names))
         shape = (1, *preparation.input_shape(self.config), self.config.data.channels)
@@ -75,6 +81,18 @@ class RunToExplain:
         self._outputs = jax.jit(functools.partial(self.model.apply, train=False))
         self._predict = jax.jit(self.task.predict)
         self._explainers: dict[str, Explainer] = {}
+
+    def of_member(self, place: int | None) -> RunToExplain:
+        """The same of another of the models that were trained together, with what is compiled."""
+        other = copy.copy(self)
+        other._use_member(place)
+        return other
+
+    def _use_member(self, place: int | None) -> None:
+        experiment = self.run.experiment
+        own = self.run.variables if place is None else take_members(self.run.variables, [place])
+        self.config = experiment.config if place is None else experiment.member_configs[place]
+        self.variables = jax.device_put(dict(own))
         self._normalize = jax.jit(
             preparation.make_prepare_batch(self.config, experiment.numbers_of(self.config))
         )
@@ -220,3 +238,13 @@ class RunToExplain:
         case = Explained(example, image, what, told, told, 0.0, region)
         score = self.explainer(case).probability(self.variables, image, what)
         return dataclasses.replace(case, score=score)
+
+
+def restore_map(found: np.ndarray, example: Example) -> np.ndarray:
+    """A map on the grid that the network sees, in the grid of the file."""
+    return restore_values(
+        found[..., None],
+        scale=example["scale"],
+        offset=example["offset"],
+        shape=example["shape"].tolist(),
+    )[..., 0]

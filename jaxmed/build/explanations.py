@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from jaxmed.build import datasets
 from jaxmed.build.config import write_json
 from jaxmed.build.evaluations import find_part
-from jaxmed.build.explained import Explained, RunToExplain
+from jaxmed.build.explained import DEFAULT_METHODS, Explained, RunToExplain, restore_map
 from jaxmed.build.explanation_table import print_summary, short, write_table
 from jaxmed.build.feature_tables import write_features
 from jaxmed.build.predictions import find_inputs
@@ -28,19 +28,10 @@ from jaxmed.explanation.explainer import BASELINES, METHODS, check_map, random_a
 from jaxmed.explanation.measurements import measure
 from jaxmed.explanation.pictures import draw_attributions
 from jaxmed.preprocessing.fingerprint import digest
-from jaxmed.preprocessing.spatial import restore_values
 from jaxmed.types import Example, Source, UserError, count_of
 
 MARGIN = 0.05
 """Of the shortest side: what is this near to a lesion counts as on it, for edges are evidence."""
-
-
-DEFAULT = {
-    "classification": ("gradcam", "integrated_gradients", "occlusion"),
-    # The gradients' mean says nothing of a score at one place.
-    "detection": ("hirescam", "integrated_gradients", "occlusion"),
-    "segmentation": ("gradcam", "integrated_gradients", "occlusion"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +71,7 @@ def explain_run(
         workdir: of the run.
         inputs: image files or folders; without any, the first cases of `part`.
         output: folder to write to.
-        methods: of `jaxmed.explanation.explainer.METHODS`; without any, `DEFAULT` of the task.
+        methods: of `jaxmed.explanation.explainer.METHODS`; without any, `DEFAULT_METHODS`.
         target: name of a class; "" takes what the network sees most of.
         layer: of Grad-CAM and of features; "" takes the default.
         baseline: key of `jaxmed.explanation.explainer.BASELINES`.
@@ -105,7 +96,7 @@ def explain_run(
     workdir, output = Path(workdir), Path(output)
     run = load_run(workdir, config)
     explained = RunToExplain(run, layer=layer)
-    methods = methods or DEFAULT[run.info.task]
+    methods = methods or DEFAULT_METHODS[run.info.task]
     label = explained.label_of(target)
     if run.info.task == "segmentation" and label == 0:
         raise UserError(f"--target={target}: is the background; choose another class")
@@ -222,7 +213,7 @@ def _explain_case(
             what=chosen.what,
             areas=areas,
         )
-        shown = _restore(found, chosen.example)
+        shown = restore_map(found, chosen.example)
         checks |= _on_region(shown, case, chosen)
         if checks.get("share", 1.0) <= checks.get("region", 0.0):
             checks["failures"].append(f"no more on the {checks['share_of']} than an even map")
@@ -246,15 +237,6 @@ def _explain_case(
         spacing=case.example["spacing"],
     )
     return rows
-
-
-def _restore(found: np.ndarray, example: Example) -> np.ndarray:
-    return restore_values(
-        found[..., None],
-        scale=example["scale"],
-        offset=example["offset"],
-        shape=example["shape"].tolist(),
-    )[..., 0]
 
 
 def _on_region(shown: np.ndarray, case: Case, chosen: Explained) -> dict[str, Any]:

@@ -38,9 +38,7 @@ def read_card(workdir: Path) -> dict[str, str]:
     return stated
 
 
-def describe_split(
-    workdir: Path, run: TrainedRun, source: Source, *, is_own: bool
-) -> dict[str, Any]:
+def describe_split(workdir: Path, source: Source, *, is_own: bool) -> dict[str, Any]:
     """Parts of the run's data with cases, patients and classes, and sentences on the split.
 
     Patients and classes need the run's own data; of a segmentation, or of boxes, classes are not
@@ -89,8 +87,8 @@ def _leak(source: Source, rows: Mapping[str, Sequence[int]]) -> str:
             parts.setdefault(source.patients[row], set()).add(part)
     shared = sum(len(found) > 1 for found in parts.values())
     if shared:
-        of_all = f"{count_of(shared, 'patient')} of {len(parts):,}"
-        return f"{of_all} are in several parts: scores are too good."
+        of_all = f"{shared:,} of {count_of(len(parts), 'patient')}"
+        return f"{of_all} in several parts: scores are too good."
     return f"None of the {count_of(len(parts), 'patient')} is in several parts (checked)."
 
 
@@ -138,7 +136,7 @@ def card_facts(
     about = {
         "data": _images(info, split),
         "split": " ".join(split["told"]),
-        "left_out": " ".join(run.run["data"]["notes"][:5]) or "nothing",
+        "left_out": "; ".join(run.run["data"]["notes"][:5]) or "nothing",
         "model": _model(run),
         "start": f"those of {config.model.init}" if config.model.init else "random",
         "training": _training(run),

@@ -74,6 +74,7 @@ def write_report(
         The path.
     """
     path, summaries = Path(path), summaries or {}
+    main = next((summary.get("main_score", "") for summary in summaries.values()), "")
     told = [
         note
         for part, summary in summaries.items()
@@ -86,7 +87,7 @@ def write_report(
         _curves(_heading("Curves", shown), curves),
         case_section(_heading("Cases", shown), cases or {}, ranked_by=ranked_by),
         data_section(split or {}, notes, findings),
-        training_section(history),
+        training_section(history, main_score=main),
         model_card(facts, file=CARD_FILE) if facts else Section("Model card", []),
         _config(config, versions or {}),
     ]

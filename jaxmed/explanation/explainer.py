@@ -19,16 +19,17 @@ from jaxmed.explanation.targets import Target, What
 
 Facts = dict[str, jax.Array]
 
-METHODS = (
-    "gradcam",
-    "gradcam++",
-    "hirescam",
-    "integrated_gradients",
-    "smoothgrad",
-    "gradient",
-    "occlusion",
-    "shapley",
-)
+METHODS = {
+    "gradcam": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "hirescam": "HiResCAM",
+    "integrated_gradients": "integrated gradients",
+    "smoothgrad": "SmoothGrad",
+    "gradient": "gradient",
+    "occlusion": "occlusion",
+    "shapley": "Shapley values of superpixels",
+}
+"""Of attribution, with their names in words."""
 
 OCCLUDED = {2: 8, 3: 4}
 """Patches of occlusion a side, by dimensions; each is half a patch from the next."""

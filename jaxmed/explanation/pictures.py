@@ -67,6 +67,28 @@ def draw_attributions(
     return save_figure(figure, path)
 
 
+def blend_attribution(
+    image: np.ndarray, found: np.ndarray, region: np.ndarray | None = None
+) -> tuple[np.ndarray, View]:
+    """An image with a map over it, as pixels; of a volume the slice that `draw_attributions` shows.
+
+    Args:
+        image: (*spatial, channels).
+        found: (*spatial) the map.
+        region: (*spatial) bool: what is explained.
+
+    Returns:
+        (rows, columns, 3) uint8, and which slice it is.
+    """
+    view = _view(image.shape[:-1], {"": found}, region)
+    shown = window(view.cut(image))
+    shown = shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, axis=-1)
+    colours = _colours(found, view)
+    opaque = colours[..., 3:]
+    blended = (1 - opaque) * shown + opaque * colours[..., :3]
+    return (255 * blended).round().astype(np.uint8), view
+
+
 def _view(
     shape: tuple[int, ...], maps: Mapping[str, np.ndarray], region: np.ndarray | None
 ) -> View:

@@ -21,6 +21,7 @@ SMALL = {
     "training.evaluate_every": 2,
     "training.checkpoint_every": 2,
     "evaluation.resamples": 20,
+    "evaluation.explain": False,
     "sharding.devices": 1,
 }
 NETWORK = {

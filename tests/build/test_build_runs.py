@@ -52,7 +52,7 @@ def trained(tmp_path_factory):
         ("volumes", "segmentation", {"data.kind": "body", "data.ndim": 3}),
     ):
         runs[name] = tmp_path_factory.mktemp("runs") / name
-        train_run(small_config(task, **settings), runs[name])
+        train_run(small_config(task, **settings, **{"evaluation.explain": True}), runs[name])
     return runs
 
 
@@ -99,9 +99,13 @@ def test_the_workdir_holds_what_people_rely_on(trained, name):
     assert not set(split["train"]) & set(split["val"])
     page = (workdir / "report.html").read_text()
     assert "data:image/png;base64" in page
-    assert "Cases of val" in page
-    assert "<script" not in page
+    assert "Cases of validation" in page
+    assert page.count("<script") == 1
     assert "http" not in page.replace("http-equiv", "")
+    worst = page[page.index("Worst") : page.index("Typical")]
+    cases = worst.count('<article class="card">')
+    assert worst.count("rank correlation with random weights") + worst.count("none, ") == cases > 0
+    assert "Worst" in (workdir / "report.md").read_text()
 
 
 @pytest.mark.slow

@@ -86,7 +86,9 @@ def _pictures(case: Mapping[str, Any]) -> Sequence[Any]:
 
 
 def _card(case: Mapping[str, Any], *, group: str, limit: int) -> Card:
+    # Those of single classes are in cases.csv.
     told = {k: v for k, v in case.get("told", {}).items() if v != ""}
+    told = {k: v for k, v in told.items() if k.partition("/")[0] not in told or "/" not in k}
     words = [] if case.get("score") in told.values() else [f"score {score(case.get('score'))}"]
     words += [f"{score_title(name)} {score(value)}" for name, value in told.items()][:_MOST_TOLD]
     words.append(case.get("caption", ""))

@@ -17,6 +17,7 @@ from jaxmed.evaluation.report_parts.blocks import (
     Text,
 )
 from jaxmed.evaluation.report_parts.words import (
+    EXPLAINED,
     glossary,
     interval,
     key_title,
@@ -76,11 +77,7 @@ def score_section(part: str, summary: Mapping[str, Any]) -> Section:
         blocks.append(Details("What these scores mean", [terms]))
     if "prevalence" in summary:
         rows = [[name, f"{share:.1%}"] for name, share in summary["prevalence"].items()]
-        blocks.append(
-            Table(
-                f"How common each class is among the cases of {part}", ("class", "share"), rows, 1
-            )
-        )
+        blocks.append(Table("Prevalence", ("class", "share of cases"), rows, 1))
     blocks += _members(summary)
     for column, found in summary.get("subgroups", {}).items():
         blocks += _subgroups(column, found, _main_score(summary))
@@ -193,15 +190,17 @@ def nested(key: str, value: Mapping[str, Any]) -> list[Block]:
     title = key_title(key)
     title = title[:1].upper() + title[1:]
     blocks: list[Block] = [Heading(title)]
+    if key in EXPLAINED:
+        blocks.append(Text(EXPLAINED[key]))
     if scores:
         rows = [
             [score_title(name), score(entry["value"]), interval(entry), number(entry.get("n"))]
             for name, entry in scores.items()
         ]
         head = ("score", "value", "95 % interval", "n")
-        blocks.append(Table(f"{title}: scores", head, rows, 3))
+        blocks.append(Table(f"{title}: what it is worth", head, rows, 3))
     if rest:
-        blocks.append(Table(f"{title}: what was found", ("what", "value"), rest))
+        blocks.append(Table(f"{title}: numbers", ("what", "value"), rest))
     return blocks
 
 

@@ -19,7 +19,7 @@ from jaxmed.evaluation.views import View, choose_view, window
 
 COLOUR_NAMES = ("orange", "light blue", "yellow", "pink", "green", "red", "dark blue")
 """Of `CLASS_COLOURS`."""
-_SIZES = ((256, 48), (224, 40), (160, 32), (128, 20), (96, 12), (64, 8))
+_SIZES = ((256, 48), (192, 48), (128, 48), (96, 32), (80, 20), (64, 8))
 """Pixels of the longer side of a slice, and slices at most; the first that fits is taken."""
 _DASH = 5  # pixels
 
@@ -72,11 +72,21 @@ def make_slices(
     return Slices(alt, caption, strip, places, places.index(first), depth, size)
 
 
-def plain_picture(image: np.ndarray, *, alt: str, limit: int) -> Picture:
-    """A flat image (rows, columns, channels) as it is, to be seen beside its outlines."""
+def plain_picture(
+    image: np.ndarray, *, alt: str, limit: int, aspect: float | None = None
+) -> Picture:
+    """A flat image (rows, columns, channels) as it is, to be seen beside its outlines.
+
+    Args:
+        image: to be shown.
+        alt: what is seen.
+        limit: bytes that it may have.
+        aspect: height of a pixel over its width, where `image` are pixels (uint8) already.
+    """
+    spacing = np.array([1.0 if aspect is None else aspect, 1.0])
     for longest, _ in _SIZES:
-        shown = _resized(image, View(image.shape[:-1], None), None, 2 * longest)
-        data = _jpeg(_panels(window(shown)))
+        shown = _resized(image, View(image.shape[:-1], None), spacing, 2 * longest)
+        data = _jpeg(_panels(window(shown)) if aspect is None else shown)
         if len(data) <= limit:
             break
     return Picture(alt, "image", data)

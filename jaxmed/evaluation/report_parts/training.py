@@ -17,8 +17,13 @@ _AXES = ("step", "epoch", "seconds", "split", "models")
 _MOST_SCORES = 4
 
 
-def training_section(history: Sequence[Mapping[str, Any]]) -> Section:
-    """Loss and scores over the steps, drawn, with the last values in a table."""
+def training_section(history: Sequence[Mapping[str, Any]], *, main_score: str = "") -> Section:
+    """Loss and scores over the steps, drawn, with the last values in a table.
+
+    Args:
+        history: lines of metrics.jsonl.
+        main_score: drawn first.
+    """
     series = _series(history)
     if not series:
         return Section("Training", [])
@@ -29,6 +34,7 @@ def training_section(history: Sequence[Mapping[str, Any]]) -> Section:
         for name, points in series.items()
         if name not in losses and not name.startswith("train ") and "/" not in name
     }
+    scores = dict(sorted(scores.items(), key=lambda entry: entry[0] != f"val {main_score}"))
     panels = [group for group in (losses, dict(list(scores.items())[:_MOST_SCORES])) if group]
     blocks: list[Block] = []
     if panels:

@@ -75,15 +75,13 @@ SCORES = {
         "mean share of errors while only the surest cases are answered; 0 is best",
         "Geifman & El-Yaniv, NeurIPS 2017",
     ),
-    "conformal_coverage": Score(
-        "coverage of conformal sets",
+    "set_coverage": Score(
+        "coverage of the sets",
         "share of cases whose true class is in the set of classes given; should be what was asked "
         "for",
         "Vovk et al., Algorithmic Learning in a Random World, 2005",
     ),
-    "conformal_size": Score(
-        "size of conformal sets", "mean number of classes in a set; 1 is a plain answer"
-    ),
+    "set_size": Score("size of the sets", "mean number of classes in a set; 1 is a plain answer"),
     "ap50": Score(
         "AP at IoU .5",
         "average precision of boxes, where a box is a hit if it overlaps an object it is alone to "
@@ -102,7 +100,7 @@ SCORES = {
         "mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives an image",
         "Setio et al. (LUNA16), Medical Image Analysis 42, 2017",
     ),
-    "false_positives": Score(
+    "false_positives_an_image": Score(
         "false positives an image", "boxes that hit nothing, a mean over the images"
     ),
     "dice": Score(
@@ -154,17 +152,32 @@ RANKED_BY = {
 }
 """What the score of a case is, by task."""
 
+EXPLAINED = {
+    "decisions": (
+        "What was fixed on the validation part and is applied unchanged to all other data: a "
+        "temperature that makes probabilities mean what they say, from when on something is "
+        "decided for, and sets of classes that hold the true one as often as was asked for. On the "
+        "validation part itself each case is judged by what the others fix (cross-fitting), where "
+        "it can be."
+    ),
+}
+"""What a further part of a summary holds, by its key."""
+
 _KEYS = {
+    "decisions": "what is decided",
+    "fixed_on": "fixed on",
+    "temperature": "temperature (1 changes nothing)",
+    "set_threshold": "least probability of a class in a set",
+    "coverage": "share of sets that are to hold the true class",
+    "slope": "slope from a box's score to its probability to be a hit",
+    "intercept": "intercept of the same",
     "n": "number",
     "cases": "cases",
-    "least_probability": "least probability of a class in a set",
-    "cross_fitted": "judged on other cases than those each was fixed on",
-    "conformal": "conformal prediction sets",
     "familiarity": "images unlike those of training",
     "farthest": "flagged beyond a distance of",
-    "threshold": "threshold",
-    "score_threshold": "threshold of boxes' scores",
-    "judged": "how this was judged",
+    "threshold": "least probability of the last class to decide for it (–: the likelier class is)",
+    "score_threshold": "least score of a box to be drawn and counted",
+    "judged": "judged",
     "independent": "classes independent of each other",
     "ensemble": "models that predict together",
     "also_in_training": "cases also trained on",
