@@ -86,6 +86,8 @@ def _defaults(task: str) -> ConfigDict:
                 "overlap": 0.5,  # of sliding windows (segmentation) and tiles of large pictures
                 "flips": False,  # average over images mirrored as in training (not for detection)
                 "resamples": 1000,  # of the bootstrap
+                # Training cases that others are compared with, to tell what is unlike them; 0: off.
+                "familiarity": 500,
                 "explain": True,  # show in the report what counted for what the network sees
                 "nsd_tolerance": 0.0,  # mm; plan: 1, or one voxel where that is far smaller
                 "iou": 0.6,  # above which non-maximum suppression drops the lower-scored box

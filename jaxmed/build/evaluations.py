@@ -15,6 +15,7 @@ from jaxmed.build.config import differences, flatten
 from jaxmed.build.decisions import apply_decisions, can_decide, fix_decisions
 from jaxmed.build.ensembles import Group, make_groups, predict_groups
 from jaxmed.build.evaluation_output import write_evaluation
+from jaxmed.build.familiarity import apply_familiarity, fix_familiarity, tell_unfamiliar
 from jaxmed.build.members import rows_of
 from jaxmed.build.scored_set import describe_set, read_subgroups
 from jaxmed.build.trained import TrainedRun, check_image, load_run, tell_diverged
@@ -132,6 +133,14 @@ def evaluate_run(
     if can_decide(run):
         settle = fix_decisions if part == "val" and is_own else apply_decisions
         summary["decisions"] = settle(workdir, run, scores, source)
+    if part == "val" and is_own:
+        familiarity = fix_familiarity(workdir, run, source, read_split(workdir, source))
+    else:
+        familiarity = apply_familiarity(workdir, run, source, list(scores))
+    if familiarity:
+        summary["familiarity"] = familiarity
+        limits += tell_unfamiliar(familiarity)
+        notes += tell_unfamiliar(familiarity)
     if run.chosen:
         summary["ensemble"] = [run.experiment.members[i].name for i in run.chosen]
     if folds is not None:

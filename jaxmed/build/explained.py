@@ -73,9 +73,6 @@ class RunToExplain:
         self.classes = tuple(getattr(self.task, "output_classes", run.info.class_names))
         shape = (1, *preparation.input_shape(self.config), self.config.data.channels)
         self.shape = jax.ShapeDtypeStruct(shape, np.float32)
-        self.random = self.model.init(
-            jax.random.key(self.config.seed + 1), jnp.zeros(shape, jnp.float32)
-        )
         self.layers = list_layers(self.model, self.variables, self.shape)
         self.layer = find_layer(self.layers, layer) if layer else None
         self._outputs = jax.jit(functools.partial(self.model.apply, train=False))
@@ -93,9 +90,15 @@ class RunToExplain:
         own = self.run.variables if place is None else take_members(self.run.variables, [place])
         self.config = experiment.config if place is None else experiment.member_configs[place]
         self.variables = jax.device_put(dict(own))
-        self._normalize = jax.jit(
+        self.normalize = jax.jit(
             preparation.make_prepare_batch(self.config, experiment.numbers_of(self.config))
         )
+
+    @functools.cached_property
+    def random(self) -> Any:
+        """Variables of the same network before any training."""
+        key = jax.random.key(self.config.seed + 1)
+        return self.model.init(key, jnp.zeros(self.shape.shape, jnp.float32))
 
     def explainer(self, case: Explained) -> Explainer:
         """The compiled methods for a case."""
@@ -113,7 +116,7 @@ class RunToExplain:
 
     def input_of(self, example: Example) -> np.ndarray:
         """The image of a preprocessed example as the network sees it."""
-        return np.asarray(self._normalize({"image": example["image"][None]})["image"][0])
+        return np.asarray(self.normalize({"image": example["image"][None]})["image"][0])
 
     def label_of(self, name: str) -> int | None:
         """The number of a class; None for "".

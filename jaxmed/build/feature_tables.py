@@ -5,27 +5,22 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmed.build.config import write_json
 from jaxmed.build.explained import RunToExplain
+from jaxmed.build.features import FeatureReader
 from jaxmed.build.workdir import read_split
 from jaxmed.evaluation.evaluate import summarize_cases
 from jaxmed.explanation.features import (
     linear_probe,
-    make_features,
     nearest_cases,
     principal_components,
 )
-from jaxmed.explanation.layers import default_layer
 from jaxmed.explanation.pictures import draw_neighbours, draw_places
-from jaxmed.inference.sliding_window import extract, window_regions
 from jaxmed.types import Source, UserError
 
-_BATCH = 16
 _NEIGHBOURS = 3
 
 
@@ -56,11 +51,12 @@ def write_features(
     for name in parts:
         if not split.get(name):
             raise UserError(f"--features: the run has no {name} part")
-    layer = explained.layer or default_layer(explained.layers)
+    read = FeatureReader(explained)
+    layer = read.layer
     rows = {name: split[name] for name in parts}
     found, labels = {}, {}
     for name, own in rows.items():
-        found[name], labels[name] = _features(explained, source, own, layer)
+        found[name], labels[name] = _features(read, explained, source, own)
     _write_table(output / "features.csv", source, rows, found, labels, explained)
     places, variance = principal_components(found["train"], *[found[p] for p in parts[1:]])
     draw_places(
@@ -82,37 +78,16 @@ def write_features(
 
 
 def _features(
-    explained: RunToExplain, source: Source, rows: Sequence[int], layer: Any
+    read: FeatureReader, explained: RunToExplain, source: Source, rows: Sequence[int]
 ) -> tuple[np.ndarray, list[int]]:
-    """Features (cases, channels), of large images the mean over windows; labels, if there are."""
-    run = make_features(explained.model, layer)
-    window = explained.shape.shape[1:-1]
-    sums: dict[int, np.ndarray] = {}
-    counts: dict[int, int] = {}
-    labels: list[int] = []
-    queue: list[tuple[int, np.ndarray]] = []
-
-    def flush() -> None:
-        images = np.stack([image for _, image in queue])
-        padding = [(0, _BATCH - len(queue))] + [(0, 0)] * (images.ndim - 1)
-        found = np.asarray(run(explained.variables, jnp.asarray(np.pad(images, padding))))
-        for (row, _), values in zip(queue, found, strict=False):
-            sums[row] = sums.get(row, np.zeros_like(values)) + values
-            counts[row] = counts.get(row, 0) + 1
-        queue.clear()
-
-    for row in rows:
-        example = explained.run.experiment.prepare(source[row])
+    """Features (cases, channels); and labels, if cases have one."""
+    prepare = explained.run.experiment.prepare
+    found, labels = [], []
+    for example, values in read(prepare(source[row]) for row in rows):
+        found.append(values)
         if "label" in example and example["label"].ndim == 0:
             labels.append(int(example["label"]))
-        image = explained.input_of(example)
-        for region in window_regions(image.shape[:-1], window, overlap=0.0):
-            queue.append((row, extract(image, region)))
-            if len(queue) == _BATCH:
-                flush()
-    if queue:
-        flush()
-    return np.stack([sums[row] / counts[row] for row in rows]), labels
+    return np.stack(found), labels
 
 
 def _write_table(

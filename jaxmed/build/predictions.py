@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build.decisions import read_decisions, use_decisions
+from jaxmed.build.familiarity import read_familiarity
 from jaxmed.build.large import is_large, predict_large
 from jaxmed.build.trained import TrainedRun, check_image, load_run
 from jaxmed.build.workdir import make_folder
@@ -22,9 +24,16 @@ from jaxmed.data.sources.base import make_example
 from jaxmed.data.sources.findings import first_of
 from jaxmed.evaluation.decisions import ClassDecisions
 from jaxmed.evaluation.pictures import draw_overlay
-from jaxmed.inference.writers import BoxWriter, MaskWriter, ProbabilityWriter
+from jaxmed.inference.writers import BoxWriter, FileTable, MaskWriter, ProbabilityWriter
 from jaxmed.training.processes import gather_json, share_of
 from jaxmed.types import Example, UserError, count_of
+
+TABLES = {
+    "classification": "predictions.csv",
+    "detection": "familiarity.csv",
+    "segmentation": "familiarity.csv",
+}
+"""What has a line a file, by task."""
 
 
 def predict_run(
@@ -65,7 +74,9 @@ def predict_run(
         )
     output = Path(output)
     make_folder(output)
-    writer = _make_writer(Path(workdir), output, run)
+    table = FileTable(output / TABLES[run.info.task])
+    writer = _make_writer(Path(workdir), run, output, table)
+    judge = read_familiarity(Path(workdir), run)
     images: dict[int, Image] = {}
     large: list[int] = []
     failures: list[str] = []
@@ -94,8 +105,11 @@ def predict_run(
             images[index] = image
             yield prepared
 
+    given, judged = itertools.tee(examples())
+    distances = judge.distances(judged) if judge else None
     try:
-        for example, raw in run.predict(examples()):
+        for example, raw in run.predict(given):
+            distance = next(distances)[1] if distances else None
             index = int(example["index"])
             name, image = files[index][0], images.pop(index)
             prediction = run.experiment.task.restore(raw, example)
@@ -104,6 +118,12 @@ def predict_run(
                     classes = run.experiment.task.restore_probabilities(raw, example)
                     write_image(output / "probabilities" / name, classes, image)
                 print(f"{name}: {writer.add(index, name, image, prediction)}")
+                if judge and distance is not None:
+                    unlike = distance > judge.fixed.threshold
+                    columns = {"distance": f"{distance:.4g}", "unfamiliar": "yes" if unlike else ""}
+                    table.add(index, name, columns)
+                    if unlike:
+                        print(f"note: {name} is unlike the images that the run was trained on")
             except UserError as error:
                 failed(index, error)
                 continue
@@ -121,6 +141,7 @@ def predict_run(
     finally:
         # Whatever goes wrong must not lose what was predicted before it.
         written = writer.close()
+        table.close()
     failures = gather_json(failures)
     print(f"{count_of(len(files) - len(failures), 'image')} -> {written}")
     if failures:
@@ -196,14 +217,12 @@ def _check(path: Path, example: Example, run: TrainedRun) -> None:
         print(f"note: {path} has only {told}")
 
 
-def _make_writer(workdir: Path, output: Path, run: TrainedRun) -> Any:
+def _make_writer(workdir: Path, run: TrainedRun, output: Path, table: FileTable) -> Any:
     info = run.info
     fixed, _ = read_decisions(workdir, run)
     if info.task == "classification":
         decide = fixed.decide if isinstance(fixed, ClassDecisions) else None
-        return ProbabilityWriter(
-            output, info.class_names, multilabel=info.multilabel, decide=decide
-        )
+        return ProbabilityWriter(table, info.class_names, multilabel=info.multilabel, decide=decide)
     if info.task == "detection":
         use_decisions(run, fixed)
         threshold = run.experiment.task.score_threshold

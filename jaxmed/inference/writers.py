@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,47 @@ from jaxmed.training.processes import gather_json, is_first
 from jaxmed.types import count_of
 
 
+class FileTable:
+    """A CSV with a line a file.
+
+    Args:
+        path: to write to.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._rows: dict[int, dict[str, str]] = {}
+
+    def add(self, index: int, name: str, values: Mapping[str, str]) -> None:
+        """Note more columns of one file, the index-th of all."""
+        self._rows.setdefault(index, {"file": name}).update(values)
+
+    def close(self) -> None:
+        """Write what all processes noted; of nothing, nothing."""
+        rows = dict(sorted((i, row) for i, row in gather_json(list(self._rows.items()))))
+        if not rows or not is_first():
+            return
+        _note_replaced(self.path)
+        columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+        with self.path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows.values())
+
+
+OTHER_COLUMNS = {
+    *("file", "prediction", "decision", "calibrated", "set", "distance", "unfamiliar"),
+    *("entropy", "mutual_information"),
+}
+"""Of predictions.csv, beside the classes."""
+
+
 class ProbabilityWriter:
     """predictions.csv: one line a file with the predicted class and one probability a class.
 
     Args:
-        folder: to write to.
-        class_names: columns.
+        table: predictions.csv.
+        class_names: columns; one that another column is called has "probability of" before it.
         multilabel: whether several classes may hold at once; they are then joined by "+".
         decide: probabilities (cases, classes) -> what a `Decided` of `jaxmed.evaluation.decisions`
             has. It adds the columns `decision`, its probability as `calibrated`, and `set`, the
@@ -29,17 +64,16 @@ class ProbabilityWriter:
 
     def __init__(
         self,
-        folder: Path,
+        table: FileTable,
         class_names: Sequence[str],
         *,
         multilabel: bool,
         decide: Callable[[np.ndarray], Any] | None = None,
     ):
-        self._path = folder / "predictions.csv"
+        self._table = table
         self._names = class_names
         self._multilabel = multilabel
         self._decide = decide
-        self._rows: list[tuple[int, list[str]]] = []
 
     def add(self, index: int, name: str, image: Image, probabilities: np.ndarray) -> str:
         """Note one file, the index-th of all; returns what to say of it."""
@@ -48,29 +82,23 @@ class ProbabilityWriter:
             prediction = "+".join(n for n, p in pairs if p > 0.5)
         else:
             prediction = self._names[int(probabilities.argmax())]
-        row = [name, prediction, *(f"{p:.6f}" for p in probabilities)]
+        row = {"prediction": prediction}
+        for own, probability in zip(self._names, probabilities, strict=True):
+            column = f"probability of {own}" if own in OTHER_COLUMNS else own
+            row[column] = f"{probability:.6f}"
         if self._decide is not None:
             decided = self._decide(np.asarray(probabilities)[None])
             chosen = int(decided.predicted[0])
-            row += [self._names[chosen], f"{decided.probabilities[0, chosen]:.6f}"]
-            row.append(
-                "+".join(n for n, on in zip(self._names, decided.sets[0], strict=True) if on)
-            )
-        self._rows.append((index, row))
+            row["decision"] = self._names[chosen]
+            row["calibrated"] = f"{decided.probabilities[0, chosen]:.6f}"
+            pairs = zip(self._names, decided.sets[0], strict=True)
+            row["set"] = "+".join(n for n, on in pairs if on)
+        self._table.add(index, name, row)
         return f"{prediction or 'none'} ({probabilities.max():.3f})"
 
     def close(self) -> Path:
-        """Write the file, of what all processes predicted."""
-        rows = [row for _, row in sorted(gather_json(self._rows))]
-        if not is_first():
-            return self._path
-        _note_replaced(self._path)
-        with self._path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            more = ["decision", "calibrated", "set"] if self._decide is not None else []
-            writer.writerow(["file", "prediction", *self._names, *more])
-            writer.writerows(rows)
-        return self._path
+        """The table is written by who made it, for it may hold more."""
+        return self._table.path
 
 
 def _note_replaced(path: Path) -> None:

@@ -22,6 +22,7 @@ SMALL = {
     "training.checkpoint_every": 2,
     "evaluation.resamples": 20,
     "evaluation.explain": False,
+    "evaluation.familiarity": 0,
     "sharding.devices": 1,
 }
 NETWORK = {

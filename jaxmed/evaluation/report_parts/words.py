@@ -160,11 +160,20 @@ EXPLAINED = {
         "validation part itself each case is judged by what the others fix (cross-fitting), where "
         "it can be."
     ),
+    "familiarity": (
+        "Mahalanobis distance to training cases in the features of a layer. Beyond the threshold "
+        "an image is called unlike those of training: predictions for it should not be trusted. "
+        "One that is not is only not noticed."
+    ),
 }
 """What a further part of a summary holds, by its key."""
 
 _KEYS = {
     "decisions": "what is decided",
+    "training_cases": "training cases that others are compared with",
+    "layer": "layer of the features",
+    "farthest": "called so beyond a distance of",
+    "usual": "share of the validation cases beyond it",
     "fixed_on": "fixed on",
     "temperature": "temperature (1 changes nothing)",
     "set_threshold": "least probability of a class in a set",
@@ -174,7 +183,7 @@ _KEYS = {
     "n": "number",
     "cases": "cases",
     "familiarity": "images unlike those of training",
-    "farthest": "flagged beyond a distance of",
+    "unfamiliar": "share of images unlike those of training",
     "threshold": "least probability of the last class to decide for it (–: the likelier class is)",
     "score_threshold": "least score of a box to be drawn and counted",
     "judged": "judged",

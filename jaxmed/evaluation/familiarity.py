@@ -1,0 +1,66 @@
+"""Whether an image is of the kind that a network was trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float
+from sklearn.covariance import LedoitWolf
+
+FALSE_ALARMS = 0.05
+"""Share of the validation cases that would be called unfamiliar."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Familiarity:
+    """Mahalanobis distance to the training cases in the space of a layer's features.
+
+    A Gaussian of all classes together, with a shrunken covariance, as there may be more features
+    than cases. What the network is sure of plays no part: it may be sure of anything. Sources: Lee
+    et al. 2018 (arXiv 1807.03888); of all classes together Kamoi & Kobayashi 2020 (arXiv
+    2003.00402); Ledoit & Wolf 2004 (doi 10.1016/S0047-259X(03)00096-4).
+
+    Attributes:
+        mean: (features,) of the training cases.
+        precision: (features, features), the inverse of their covariance.
+        threshold: distance beyond which an image is called unfamiliar.
+    """
+
+    mean: Float[np.ndarray, " features"]
+    precision: Float[np.ndarray, "features features"]
+    threshold: float
+
+    @classmethod
+    def fit(
+        cls,
+        train: Float[np.ndarray, "cases features"],
+        held_out: Float[np.ndarray, "others features"],
+        *,
+        false_alarms: float = FALSE_ALARMS,
+    ) -> Familiarity:
+        """Fit the Gaussian to training cases, and choose the threshold on others of their kind.
+
+        Args:
+            train: features of training cases.
+            held_out: of cases that were not trained on, to which the network is less used.
+            false_alarms: share of them beyond the threshold, at most.
+        """
+        gaussian = LedoitWolf().fit(train.astype(np.float64))
+        found = cls(gaussian.location_, gaussian.get_precision(), np.inf)
+        distances = found.distance(held_out)
+        threshold = float(np.quantile(distances, 1 - false_alarms, method="higher"))
+        return dataclasses.replace(found, threshold=threshold)
+
+    def distance(
+        self, features: Float[np.ndarray, "cases features"]
+    ) -> Float[np.ndarray, " cases"]:
+        """Of each case, in standard deviations of the training cases along its direction."""
+        away = features.astype(np.float64) - self.mean
+        return np.sqrt(np.maximum(np.einsum("ci,ij,cj->c", away, self.precision, away), 0))
+
+    def is_unfamiliar(
+        self, features: Float[np.ndarray, "cases features"]
+    ) -> Bool[np.ndarray, " cases"]:
+        """Whether each case is beyond the threshold."""
+        return self.distance(features) > self.threshold

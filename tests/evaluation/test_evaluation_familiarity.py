@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxmed.evaluation.familiarity import Familiarity
+
+
+def draw(cases, *, seed, shift=0.0, features=6):
+    rng = np.random.default_rng(seed)
+    mixed = np.linalg.qr(np.random.default_rng(0).normal(size=(features, features)))[0]
+    scales = np.geomspace(0.3, 3, features)
+    found = rng.normal(size=(cases, features)) * scales @ mixed + shift
+    return found.astype(np.float32)
+
+
+def test_distance_is_that_of_mahalanobis():
+    """Of a Gaussian known by many cases the squares are chi-squared, whatever its shape."""
+    found = Familiarity.fit(draw(20_000, seed=1), draw(1000, seed=2))
+    squares = found.distance(draw(5000, seed=3)) ** 2
+    assert scipy.stats.kstest(squares, scipy.stats.chi2(6).cdf).pvalue > 0.01
+    assert found.distance(found.mean[None])[0] == 0
+
+
+def test_as_many_of_the_same_kind_are_flagged_as_asked_for():
+    shares = []
+    for seed in range(20):
+        found = Familiarity.fit(draw(200, seed=seed), draw(200, seed=100 + seed))
+        shares.append(found.is_unfamiliar(draw(500, seed=200 + seed)).mean())
+    assert np.mean(shares) == pytest.approx(0.05, abs=0.01)
+
+
+def test_a_change_where_training_cases_hardly_differ_is_seen():
+    found = Familiarity.fit(draw(300, seed=1), draw(300, seed=2))
+    # Small beside the whole spread, large along the direction in which nothing varied.
+    assert found.is_unfamiliar(draw(200, seed=3, shift=1.5)).mean() > 0.9
+
+
+def test_more_features_than_cases_are_no_trouble():
+    rng = np.random.default_rng(0)
+    found = Familiarity.fit(rng.normal(size=(30, 200)), rng.normal(size=(30, 200)))
+    far = found.distance(rng.normal(size=(10, 200)) + 3)
+    assert np.isfinite(far).all() and (far > found.threshold).all()
+
+
+def test_features_that_never_vary_are_no_trouble():
+    train, held_out = draw(50, seed=1), draw(50, seed=2)
+    train[:, 0] = held_out[:, 0] = 1
+    found = Familiarity.fit(train, held_out)
+    assert np.isfinite(found.distance(held_out)).all() and np.isfinite(found.threshold)
