@@ -13,6 +13,9 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder for the predictions.")
 PROBABILITIES = flags.DEFINE_boolean(
     "probabilities", False, "Of a segmentation, also write the probabilities of the classes."
 )
+UNCERTAINTY = flags.DEFINE_boolean(
+    "uncertainty", False, "Also write how unsure predictions are (not of boxes)."
+)
 OVERLAY = flags.DEFINE_boolean("overlay", False, "Also write pictures to look at.")
 
 
@@ -25,6 +28,7 @@ def main(positional: list[str]) -> None:
         output=OUTPUT.value,
         overlay=OVERLAY.value,
         probabilities=PROBABILITIES.value,
+        uncertainty=UNCERTAINTY.value,
         config=cli.workdir_config(),
     )
 

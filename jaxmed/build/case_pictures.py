@@ -21,6 +21,7 @@ from jaxmed.evaluation.report_parts.slices import make_slices, plain_picture
 from jaxmed.explanation.explainer import METHODS
 from jaxmed.explanation.faithfulness import ALIKE, compare_maps
 from jaxmed.explanation.pictures import blend_attribution
+from jaxmed.inference.uncertainty import entropy
 from jaxmed.types import Example, Source, UserError
 
 PICTURES_A_GROUP = 3
@@ -50,17 +51,27 @@ def draw_cases(
     task, prepare = run.experiment.task, run.experiment.prepare
     explained = RunToExplain(run) if run.experiment.config.evaluation.explain and wanted else None
     folder.mkdir(exist_ok=True)
+    dense = run.info.task == "segmentation"
+
+    def restore(raw: Any, example: Example) -> tuple[Any, np.ndarray | None]:
+        unsure = restore_map(entropy(np.asarray(raw, np.float32)), example) if dense else None
+        return task.restore(raw, example), unsure
+
     drawn: dict[int, dict[str, Any]] = {}
     for rows, members in groups:
         own = [row for row in rows if row in wanted]
         judge = explained and explained.of_member(members[0] if members else None)
-        predicted = predict_cases(run.predict_with(members), task, source, own, prepare=prepare)
-        for row, example, prediction in predicted:
+        predicted = predict_cases(
+            run.predict_with(members), task, source, own, prepare=prepare, restore=restore
+        )
+        for row, example, (prediction, unsure) in predicted:
             name = next(g for g, rows in cases.items() if row in rows)
             path = folder / f"{name}_{cases[name].index(row)}.png"
             told = described[row]
-            alt, limit = f"{name} case {source.ids[row]}", picture_limit(3 * len(wanted))
+            alt, limit = f"{name} case {source.ids[row]}", picture_limit(4 * len(wanted))
             shown = _draw_case(run, path, example, prediction, alt=alt, limit=limit)
+            if unsure is not None:
+                shown.append(_draw_entropy(unsure, example, prediction, alt=alt, limit=limit))
             scores = {k: v for k, v in told.items() if k != "score"}
             if judge:
                 try:
@@ -107,6 +118,16 @@ def _draw_case(
     if run.info.task == "classification":
         return [entry]
     return [plain_picture(example["image"], alt=f"{alt}: image", limit=limit), entry]
+
+
+def _draw_entropy(
+    unsure: np.ndarray, example: Example, mask: np.ndarray, *, alt: str, limit: int
+) -> Picture:
+    """Where a segmentation was unsure."""
+    pixels, view = blend_attribution(example["image"], unsure, mask > 0)
+    aspect = view.aspect(example.get("spacing"))
+    shown = plain_picture(pixels, alt=f"{alt}: uncertainty", limit=limit, aspect=aspect)
+    return dataclasses.replace(shown, caption="entropy: the more orange, the less sure")
 
 
 def _explain(explained: RunToExplain, example: Example, *, alt: str, limit: int) -> Picture:

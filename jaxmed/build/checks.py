@@ -99,7 +99,7 @@ def useless_keys(config: ConfigDict) -> list[str]:
         "data.max_boxes model.levels model.head_features": not detection,
         "loss.box_weight evaluation.iou evaluation.score_threshold": not detection,
         "evaluation.operating_point evaluation.coverage": task != "classification",
-        "evaluation.flips": detection,
+        "evaluation.flips evaluation.dropout_samples": detection,
         "loss.label_smoothing": task != "classification",
         "loss.class_weights": detection or (segmentation and config.data.masks == "instance"),
         "model.width model.stem_strides": model == "unet",
@@ -181,6 +181,17 @@ def _check_evaluation(config: ConfigDict, info: DatasetInfo) -> None:
     if config.evaluation.flips and config.task == "detection":
         raise UserError(
             "evaluation.flips does not work for detection; set --config.evaluation.flips=false"
+        )
+    if config.evaluation.dropout_samples and config.task == "detection":
+        raise UserError(
+            "evaluation.dropout_samples does not work for detection; set it to 0, and train "
+            "several models (--config.training.seeds=3)"
+        )
+    varied = "model.dropout" in config.training.vary
+    if config.evaluation.dropout_samples and not config.model.dropout and not varied:
+        raise UserError(
+            "evaluation.dropout_samples needs a network that was trained with dropout; train with "
+            "--config.model.dropout=0.2, or set it to 0"
         )
     mirrored = mirrored_axes(config, info) if config.augmentation.flip else ()
     if config.evaluation.flips and not mirrored:

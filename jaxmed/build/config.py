@@ -85,6 +85,7 @@ def _defaults(task: str) -> ConfigDict:
                 "batch_size": 0,  # 0: the training batch
                 "overlap": 0.5,  # of sliding windows (segmentation) and tiles of large pictures
                 "flips": False,  # average over images mirrored as in training (not for detection)
+                "dropout_samples": 0,  # average over so many draws of dropout (not for detection)
                 "resamples": 1000,  # of the bootstrap
                 # Training cases that others are compared with, to tell what is unlike them; 0: off.
                 "familiarity": 500,

@@ -20,6 +20,8 @@ from jaxmed.build.config import flatten
 from jaxmed.build.members import Member, member_config
 from jaxmed.data.loader import stack_examples
 from jaxmed.inference.predictor import Predictor
+from jaxmed.inference.uncertainty import entropy
+from jaxmed.models.blocks import dropout_by
 from jaxmed.models.convolution import use_onednn
 from jaxmed.training.sharding import (
     AXIS,
@@ -245,33 +247,32 @@ class Experiment:
         one = float((lowered.cost_analysis() or {}).get("flops", 0.0))
         return one * max(1, len(self.members))
 
-    @cached_property
-    def forward(self) -> Callable[..., Any]:
-        """Jitted `(variables, numbers, batch) -> predictions`, of one model."""
-        return jax.jit(self._forward)
+    @functools.cache  # noqa: B019  (as long as the experiment: two programs at most)
+    def _forward(self, *, ensemble: bool, uncertain: bool) -> Callable[..., Any]:
+        """Jitted `(variables, numbers, batch) -> predictions`.
 
-    @cached_property
-    def forward_ensemble(self) -> Callable[..., Any]:
-        """The same of several models, whose predictions are combined in the same program.
-
-        Variables and numbers have the models along their first axis.
+        Of an ensemble variables and numbers have the models along their first axis, and their
+        predictions are combined in the same program.
         """
+        single = functools.partial(self._predict, uncertain=uncertain)
 
-        def ensemble(variables: Any, numbers: Any, batch: dict[str, jax.Array]) -> Any:
+        def several(variables: Any, numbers: Any, batch: dict[str, jax.Array]) -> Any:
             # One after another, so that the memory for their insides is that of one.
-            each = jax.lax.map(
-                lambda own: self._forward(own[0], own[1], batch), (variables, numbers)
-            )
+            each = jax.lax.map(lambda own: single(own[0], own[1], batch), (variables, numbers))
             return self.task.combine(each)
 
-        return jax.jit(ensemble)
+        return jax.jit(several if ensemble else single)
 
-    def _forward(
-        self, variables: Any, numbers: Mapping[str, Any], batch: dict[str, jax.Array]
+    def _predict(
+        self,
+        variables: Any,
+        numbers: Mapping[str, Any],
+        batch: dict[str, jax.Array],
+        *,
+        uncertain: bool,
     ) -> Any:
-        """Predictions of a batch, averaged over mirrored images if asked."""
+        """Predictions of a batch, averaged over mirrored images and dropout if asked."""
         batch = preparation.make_prepare_batch(self.config, numbers)(batch)
-        blend = self.info.task == "segmentation"
         flips: list[tuple[int, ...]] = [()]
         if self.config.evaluation.flips:
             every = [axis + 1 for axis in mirrored_axes(self.config, self.info)]
@@ -280,30 +281,61 @@ class Experiment:
                 for count in range(len(every) + 1)
                 for axes in itertools.combinations(every, count)
             ]
-        total: Any = None
-        for axes in flips:
-            image = jnp.flip(batch["image"], axes) if axes else batch["image"]
-            outputs = self.model.apply(variables, image, train=False)
-            prediction = self.task.predict(outputs, {**batch, "image": image})
-            if axes and blend:
-                prediction = jnp.flip(prediction, axes)
-            total = prediction if total is None else total + prediction
-        return total if len(flips) == 1 else total / len(flips)
 
-    def predictor(self, variables: Mapping[str, Any], *, members: Sequence[int] = ()) -> Predictor:
+        def sample() -> Any:
+            views = [self._see(variables, batch, axes) for axes in flips]
+            return self._mean(views, uncertain=uncertain)
+
+        draws = self.config.evaluation.dropout_samples
+        if not draws:
+            return sample()
+        rate = numbers.get("model.dropout", self.config.model.dropout)
+
+        def dropped(key: jax.Array) -> Any:
+            with dropout_by(key, rate):
+                return sample()
+
+        keys = jax.random.split(jax.random.key(self.config.seed), draws)
+        return jax.lax.map(dropped, keys).mean(0)
+
+    def _see(self, variables: Any, batch: dict[str, jax.Array], axes: tuple[int, ...]) -> Any:
+        """Predictions of a batch that is mirrored along some axes, mirrored back."""
+        image = jnp.flip(batch["image"], axes) if axes else batch["image"]
+        outputs = self.model.apply(variables, image, train=False)
+        prediction = self.task.predict(outputs, {**batch, "image": image})
+        dense = self.info.task == "segmentation"
+        return jnp.flip(prediction, axes) if axes and dense else prediction
+
+    def _mean(self, samples: list[Any], *, uncertain: bool) -> Any:
+        """The mean of predictions, with that of their entropies where it is asked for."""
+        if uncertain:
+            samples = [
+                jnp.concatenate([p, entropy(p, multilabel=self.info.multilabel)[..., None]], -1)
+                for p in samples
+            ]
+        return samples[0] if len(samples) == 1 else sum(samples) / len(samples)
+
+    def predictor(
+        self,
+        variables: Mapping[str, Any],
+        *,
+        members: Sequence[int] = (),
+        uncertain: bool = False,
+    ) -> Predictor:
         """Predicts whole cases with these weights.
 
         Args:
             variables: of the network; of an ensemble with the models along the first axis.
             members: places of the models whose weights they are, where several were trained
                 together. Several are an ensemble.
+            uncertain: predictions are what `split_uncertainty` takes; not of boxes.
         """
         config = self.config
         configs = [self.member_configs[place] for place in members] or [config]
         numbers = [self.numbers_of(own) for own in configs]
-        run, held = self.forward, numbers[0]
-        if len(members) > 1:
-            run, held = self.forward_ensemble, jax.tree.map(lambda *x: np.stack(x), *numbers)
+        ensemble = len(members) > 1
+        held = jax.tree.map(lambda *x: np.stack(x), *numbers) if ensemble else numbers[0]
+        run = self._forward(ensemble=ensemble, uncertain=uncertain)
         size = config.evaluation.batch_size or config.data.batch_size
         mesh = self.local_mesh
         size = -(-size // mesh.size) * mesh.size

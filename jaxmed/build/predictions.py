@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build.decisions import read_decisions, use_decisions
+from jaxmed.build.explained import restore_map
 from jaxmed.build.familiarity import read_familiarity
 from jaxmed.build.large import is_large, predict_large
 from jaxmed.build.trained import TrainedRun, check_image, load_run
@@ -24,6 +25,7 @@ from jaxmed.data.sources.base import make_example
 from jaxmed.data.sources.findings import first_of
 from jaxmed.evaluation.decisions import ClassDecisions
 from jaxmed.evaluation.pictures import draw_overlay
+from jaxmed.inference.uncertainty import split_uncertainty
 from jaxmed.inference.writers import BoxWriter, FileTable, MaskWriter, ProbabilityWriter
 from jaxmed.training.processes import gather_json, share_of
 from jaxmed.types import Example, UserError, count_of
@@ -43,6 +45,7 @@ def predict_run(
     output: str | Path,
     overlay: bool = False,
     probabilities: bool = False,
+    uncertainty: bool = False,
     config: ConfigDict | None = None,
 ) -> None:
     """Predict files and folders, and write what the task gives to `output`.
@@ -54,6 +57,9 @@ def predict_run(
         overlay: also write pictures to look at, to `output`/overlays.
         probabilities: of a segmentation, also write the probability of every class at every voxel,
             to `output`/probabilities.
+        uncertainty: also write how unsure predictions are: of a segmentation the entropy at every
+            voxel to `output`/entropy, and what of it samples of the network disagree on to
+            `output`/mutual_information, where there are several; of a classification as columns.
         config: the run's, with overrides.
 
     Pictures of more than `jaxmed.build.large.LARGE` pixels are predicted part by part, after the
@@ -72,6 +78,12 @@ def predict_run(
         raise UserError(
             f"--probabilities is for segmentations; those of a {run.info.task} are always written"
         )
+    if uncertainty and run.info.task == "detection":
+        raise UserError(
+            "--uncertainty is not for boxes; how often boxes of a score are right is what "
+            "evaluate.py --split=val finds out"
+        )
+    predict = run.predict_with(run.chosen, uncertain=True) if uncertainty else run.predict
     output = Path(output)
     make_folder(output)
     table = FileTable(output / TABLES[run.info.task])
@@ -108,7 +120,8 @@ def predict_run(
     given, judged = itertools.tee(examples())
     distances = judge.distances(judged) if judge else None
     try:
-        for example, raw in run.predict(given):
+        for example, found in predict(given):
+            raw = found[..., :-1] if uncertainty else found
             distance = next(distances)[1] if distances else None
             index = int(example["index"])
             name, image = files[index][0], images.pop(index)
@@ -118,6 +131,8 @@ def predict_run(
                     classes = run.experiment.task.restore_probabilities(raw, example)
                     write_image(output / "probabilities" / name, classes, image)
                 print(f"{name}: {writer.add(index, name, image, prediction)}")
+                if uncertainty:
+                    _write_uncertainty(found, index, name, image, example, run, output, table)
                 if judge and distance is not None:
                     unlike = distance > judge.fixed.threshold
                     columns = {"distance": f"{distance:.4g}", "unfamiliar": "yes" if unlike else ""}
@@ -136,8 +151,8 @@ def predict_run(
             except UserError as error:
                 failed(index, error)
                 continue
-            if overlay:
-                print(f"note: no overlay of {name}, which is too large to be shown")
+            if overlay or uncertainty:
+                print(f"note: {name} is too large for an overlay or a map of uncertainty")
     finally:
         # Whatever goes wrong must not lose what was predicted before it.
         written = writer.close()
@@ -147,6 +162,29 @@ def predict_run(
     if failures:
         told = f"{len(failures)} of {count_of(len(files), 'file')} could not be predicted"
         raise UserError("\n".join([told, *first_of(failures)]))
+
+
+def _write_uncertainty(
+    found: np.ndarray,
+    index: int,
+    name: str,
+    image: Image,
+    example: Example,
+    run: TrainedRun,
+    output: Path,
+    table: FileTable,
+) -> None:
+    """Entropy and mutual information of one file: as columns, or as maps of a segmentation."""
+    settings = run.experiment.config.evaluation
+    several = len(run.chosen) > 1 or settings.flips or settings.dropout_samples > 1
+    _, total, information = split_uncertainty(found, multilabel=run.info.multilabel)
+    parts = {"entropy": total} | ({"mutual_information": information} if several else {})
+    for quantity, values in parts.items():
+        if run.info.task == "classification":
+            table.add(index, name, {quantity: f"{values.item():.6f}"})
+        else:
+            restored = restore_map(np.asarray(values, np.float32), example)
+            write_image(output / quantity / name, restored[..., None], image)
 
 
 def _overlay_name(name: str) -> str:

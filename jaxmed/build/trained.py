@@ -55,12 +55,15 @@ class TrainedRun:
         """Examples -> (example, prediction on its preprocessed grid)."""
         return self.predict_with(self.chosen)
 
-    def predict_with(self, members: Sequence[int]) -> Predictor:
-        """The same by some of the models that were trained together."""
-        if not members:
-            return self.experiment.predictor(self.variables)
-        own = take_members(self.variables, members)
-        return self.experiment.predictor(own, members=members)
+    def predict_with(self, members: Sequence[int], *, uncertain: bool = False) -> Predictor:
+        """The same by some of the models that were trained together.
+
+        Args:
+            members: their places; none where a single one was trained.
+            uncertain: see `Experiment.predictor`.
+        """
+        own = take_members(self.variables, members) if members else self.variables
+        return self.experiment.predictor(own, members=members, uncertain=uncertain)
 
     def predict_image(self, image: np.ndarray, *, spacing: np.ndarray | None = None) -> Any:
         """What the network makes of one image, on the image's own grid.

@@ -21,8 +21,19 @@ def predict_cases(
     rows: Sequence[int],
     *,
     prepare: Transform,
+    restore: Callable[[Any, Example], Any] | None = None,
 ) -> Iterator[tuple[int, Example, Any]]:
-    """Yield the row, the example as the source returns it, and the prediction in its grid."""
+    """Yield the row, the example as the source returns it, and the prediction in its grid.
+
+    Args:
+        predictor: preprocessed examples -> pairs of example and prediction.
+        task: whose predictions they are.
+        source: of the cases.
+        rows: to predict.
+        prepare: preprocessing.
+        restore: makes of prediction and preprocessed example what is yielded; else the task does.
+    """
+    restore = restore or task.restore
     pending: dict[int, Example] = {}
 
     def prepared() -> Iterator[Example]:
@@ -32,7 +43,7 @@ def predict_cases(
 
     for example, prediction in predictor(prepared()):
         row = int(example["index"])
-        yield row, pending.pop(row), task.restore(prediction, example)
+        yield row, pending.pop(row), restore(prediction, example)
 
 
 def score_cases(cases: Iterable[tuple[int, Example, Any]], task: Task) -> dict[int, Row]:

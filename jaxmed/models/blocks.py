@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -161,6 +163,31 @@ class Dropout(nn.Module):
             return x
         kept = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, x.shape)
         return jnp.where(kept, x / (1.0 - self.rate), 0.0).astype(x.dtype)
+
+
+@contextlib.contextmanager
+def dropout_by(key: jax.Array, rate: Number) -> Iterator[None]:
+    """Drop out features outside training too, so that another key samples another network.
+
+    All images of a batch lose the same features: what is predicted of one does not depend on the
+    others. Source: Gal & Ghahramani 2016 (arXiv 1506.02142).
+
+    Args:
+        key: of the sample.
+        rate: share of the features that are dropped.
+    """
+    used = itertools.count()
+
+    def intercept(following: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if not isinstance(context.module, Dropout) or context.method_name != "__call__":
+            return following(*args, **kwargs)
+        x = args[0]
+        own = jax.random.fold_in(key, next(used))
+        kept = jax.random.bernoulli(own, 1.0 - rate, (1, *x.shape[1:]))
+        return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+    with nn.intercept_methods(intercept):
+        yield
 
 
 def depth_to_space(
