@@ -51,6 +51,9 @@ PROBABILITIES = tuple(
 """How often each transform is applied."""
 
 
+CALIBRATIONS = ("temperature", "bias_corrected")
+
+
 def check_numbers(config: ConfigDict) -> None:
     """Refuse words, too few or too many numbers, and those out of range, which flags cannot tell.
 
@@ -58,6 +61,11 @@ def check_numbers(config: ConfigDict) -> None:
         UserError: naming the key.
     """
     parse_rule(config.evaluation.operating_point)
+    if config.evaluation.calibration not in CALIBRATIONS:
+        raise UserError(
+            f"evaluation.calibration is {config.evaluation.calibration!r}; expected "
+            f"{' or '.join(CALIBRATIONS)}"
+        )
     for key, value in flatten(config).items():
         numbers = _leaves(value)
         if isinstance(value, tuple) and key != "data.class_names":
@@ -98,7 +106,8 @@ def useless_keys(config: ConfigDict) -> list[str]:
         "evaluation.overlap": task == "classification",
         "data.max_boxes model.levels model.head_features": not detection,
         "loss.box_weight evaluation.iou evaluation.score_threshold": not detection,
-        "evaluation.operating_point evaluation.coverage": task != "classification",
+        "evaluation.operating_point evaluation.calibration evaluation.coverage": task
+        != "classification",
         "evaluation.flips evaluation.dropout_samples": detection,
         "loss.label_smoothing": task != "classification",
         "loss.class_weights": detection or (segmentation and config.data.masks == "instance"),

@@ -95,9 +95,12 @@ def _defaults(task: str) -> ConfigDict:
                 # Of boxes that are drawn and counted, not of ap50 and ap; 0: of the best F1 on the
                 # validation part, and .3 until that is known.
                 "score_threshold": 0.0,
-                # From when on the last of two classes is decided for, as found on the validation
-                # part: youden, f1, sensitivity=0.95 or specificity=0.95; "": the likelier class.
+                # From when on the last of two classes, or each of several labels, is decided for,
+                # as found on the validation part: youden, f1, sensitivity=0.95 or
+                # specificity=0.95; "": the likelier class, or from 1/2 on.
                 "operating_point": "",
+                # Of exclusive classes: temperature, or bias_corrected, with a bias a class too.
+                "calibration": "temperature",
                 "coverage": 0.9,  # of the sets of classes in predictions.csv
             },
         }

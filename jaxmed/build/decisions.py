@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,32 @@ from jaxmed.evaluation.bootstrap import bootstrap_weights, intervals
 from jaxmed.evaluation.decisions import (
     BoxDecisions,
     ClassDecisions,
+    Decided,
+    LabelDecisions,
     decide_crosswise,
     score_boxes,
     score_decided,
+    score_labels,
 )
 from jaxmed.training.processes import is_first
 from jaxmed.types import Row, Source, UserError
 
 DECISIONS_FILE = "decisions.json"
-KINDS = {"classification": ClassDecisions, "detection": BoxDecisions}
-Decisions = ClassDecisions | BoxDecisions
+KINDS = {
+    "classification": ClassDecisions,
+    "several labels": LabelDecisions,
+    "detection": BoxDecisions,
+}
+Decisions = ClassDecisions | LabelDecisions | BoxDecisions
 
 
 def can_decide(run: TrainedRun) -> bool:
-    """Whether there is anything to fix: not yet of several labels at once, or of masks."""
-    return run.info.task in KINDS and not run.info.multilabel
+    """Whether there is anything to fix."""
+    return _kind(run) in KINDS
+
+
+def _kind(run: TrainedRun) -> str:
+    return "several labels" if run.info.multilabel else run.info.task
 
 
 def fix_decisions(
@@ -44,7 +55,6 @@ def fix_decisions(
         cross-fitting; of boxes the threshold is too good for the cases that chose it.
     """
     rows = list(scores.values())
-    settings = run.experiment.config.evaluation
     patients = None if source.patients is None else [source.patients[row] for row in scores]
     weights = _weights(run, scores, source)
     fixed: Decisions | None
@@ -58,15 +68,13 @@ def fix_decisions(
         judged = "on the cases that chose it"
     else:
         labels, probabilities = _arrays(rows)
-        fit = functools.partial(
-            ClassDecisions.fit, rule=settings.operating_point, coverage=settings.coverage
-        )
+        fit = _fit_of(run)
         fixed = fit(labels, probabilities)
         try:
             decided = decide_crosswise(labels, probabilities, fit, patients=patients)
         except UserError:
             return {}  # too few cases to fix anything on
-        samples = score_decided(labels, decided, weights=weights)
+        samples = _score(labels, decided, weights=weights)
         judged = "by cross-fitting"
     numbers = dataclasses.asdict(fixed)
     if is_first():
@@ -89,7 +97,7 @@ def apply_decisions(
         samples = score_boxes(rows, run.experiment.task.score_threshold, weights=weights)
     else:
         labels, probabilities = _arrays(rows)
-        samples = score_decided(labels, fixed.decide(probabilities), weights=weights)
+        samples = _score(labels, fixed.decide(probabilities), weights=weights)
     metrics = intervals(samples, cases=len(rows))
     numbers = dataclasses.asdict(fixed)
     return {"fixed_on": "val", "cases": cases, "judged": "here", **numbers, "metrics": metrics}
@@ -112,7 +120,7 @@ def read_decisions(workdir: Path, run: TrainedRun) -> tuple[Decisions | None, in
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         sha256, cases = known.pop("parameters_sha256"), int(known.pop("cases"))
-        fixed = KINDS[run.info.task](**known)
+        fixed = KINDS[_kind(run)](**known)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); remove it, and make it anew with "
@@ -126,9 +134,27 @@ def read_decisions(workdir: Path, run: TrainedRun) -> tuple[Decisions | None, in
     return fixed, cases
 
 
+def _fit_of(run: TrainedRun) -> Callable[..., ClassDecisions | LabelDecisions]:
+    """What fixes the decisions of a classification, as the config asks for."""
+    settings = run.experiment.config.evaluation
+    if run.info.multilabel:
+        return functools.partial(LabelDecisions.fit, rule=settings.operating_point)
+    return functools.partial(
+        ClassDecisions.fit,
+        rule=settings.operating_point,
+        coverage=settings.coverage,
+        biased=settings.calibration == "bias_corrected",
+    )
+
+
+def _score(labels: np.ndarray, decided: Decided, *, weights: np.ndarray) -> dict[str, np.ndarray]:
+    score = score_decided if labels.ndim == 1 else score_labels
+    return score(labels, decided, weights=weights)
+
+
 def _arrays(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     """Labels and probabilities of scored cases."""
-    labels = np.array([int(row["label"]) for row in rows])
+    labels = np.stack([np.asarray(row["label"], int) for row in rows])
     return labels, np.stack([np.asarray(row["probabilities"], np.float64) for row in rows])
 
 

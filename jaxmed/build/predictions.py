@@ -23,7 +23,7 @@ from jaxmed.data.images import Image, image_stem, list_images, read_image, write
 from jaxmed.data.looks import FEWEST_VALUES, different_values
 from jaxmed.data.sources.base import make_example
 from jaxmed.data.sources.findings import first_of
-from jaxmed.evaluation.decisions import ClassDecisions
+from jaxmed.evaluation.decisions import ClassDecisions, LabelDecisions
 from jaxmed.evaluation.pictures import draw_overlay
 from jaxmed.inference.uncertainty import split_uncertainty
 from jaxmed.inference.writers import BoxWriter, FileTable, MaskWriter, ProbabilityWriter
@@ -259,7 +259,7 @@ def _make_writer(workdir: Path, run: TrainedRun, output: Path, table: FileTable)
     info = run.info
     fixed, _ = read_decisions(workdir, run)
     if info.task == "classification":
-        decide = fixed.decide if isinstance(fixed, ClassDecisions) else None
+        decide = fixed.decide if isinstance(fixed, ClassDecisions | LabelDecisions) else None
         return ProbabilityWriter(table, info.class_names, multilabel=info.multilabel, decide=decide)
     if info.task == "detection":
         use_decisions(run, fixed)

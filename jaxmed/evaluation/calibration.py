@@ -6,6 +6,8 @@ says, up to a constant, is the logarithm of its probabilities.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.optimize
 import scipy.special
@@ -15,6 +17,8 @@ LEAST = 1e-12
 """Probability from which on logarithms are taken."""
 WIDEST = 20.0
 """Temperatures lie between this and its inverse: a part without a mistake would ask for 0."""
+BIAS_SPREAD = 3.0
+"""Standard deviation of a normal prior on the biases of classes, in logits."""
 
 
 def apply_temperature(
@@ -48,10 +52,61 @@ def fit_temperature(
     return float(np.exp(found.x))
 
 
+def apply_scaling(
+    probabilities: Float[np.ndarray, "cases classes"], temperature: float, biases: Sequence[float]
+) -> Float[np.ndarray, "cases classes"]:
+    """Bias-corrected temperature scaling: softmax(logits / temperature + a bias a class).
+
+    A bias makes up for a class that is said too often, as after training with weighted classes.
+    Source: Alexandari et al. 2020 (arXiv 1901.06852), section 3.
+    """
+    logits = np.log(np.maximum(np.asarray(probabilities, np.float64), LEAST))
+    return scipy.special.softmax(logits / temperature + np.asarray(biases), axis=-1)
+
+
+def fit_scaling(
+    labels: Integer[np.ndarray, " cases"], probabilities: Float[np.ndarray, "cases classes"]
+) -> tuple[float, tuple[float, ...]]:
+    """Temperature and biases of the highest likelihood, the biases drawn to 0.
+
+    The pull is that of a normal prior with standard deviation `BIAS_SPREAD`: a class without a
+    case would otherwise ask for an infinite bias. The biases' sum is 0.
+
+    Args:
+        labels: class numbers.
+        probabilities: of cases that nothing was trained on.
+    """
+    truth = np.asarray(labels)[:, None] == np.arange(probabilities.shape[1])
+    logits = np.log(np.maximum(np.asarray(probabilities, np.float64), LEAST))
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        scale, biases = np.exp(parameters[0]), parameters[1:]
+        scaled = scale * logits + biases
+        value = (scipy.special.logsumexp(scaled, axis=1) - scaled[truth]).sum()
+        error = scipy.special.softmax(scaled, axis=1) - truth
+        gradient = np.append(scale * (error * logits).sum(), error.sum(0) + biases / BIAS_SPREAD**2)
+        pull = (biases**2).sum() / 2 / BIAS_SPREAD**2
+        return (value + pull) / len(truth), gradient / len(truth)
+
+    width = np.log(WIDEST)
+    found = scipy.optimize.minimize(
+        loss,
+        np.zeros(1 + probabilities.shape[1]),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(-width, width)] + [(None, None)] * probabilities.shape[1],
+    )
+    biases = found.x[1:] - found.x[1:].mean()
+    return float(np.exp(-found.x[0])), tuple(biases.tolist())
+
+
 def apply_platt(
-    scores: Float[np.ndarray, "*cases"], slope: float, intercept: float
+    scores: Float[np.ndarray, "*cases"], slope: float | np.ndarray, intercept: float | np.ndarray
 ) -> Float[np.ndarray, "*cases"]:
-    """Probability of a yes, from a score between 0 and 1: sigmoid(slope * logit + intercept)."""
+    """Probability of a yes, from a score between 0 and 1: sigmoid(slope * logit + intercept).
+
+    Of several columns each may have its own slope and intercept.
+    """
     inside = np.clip(np.asarray(scores, np.float64), LEAST, 1 - LEAST)
     return scipy.special.expit(slope * scipy.special.logit(inside) + intercept)
 

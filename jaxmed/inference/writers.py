@@ -59,7 +59,8 @@ class ProbabilityWriter:
         multilabel: whether several classes may hold at once; they are then joined by "+".
         decide: probabilities (cases, classes) -> what a `Decided` of `jaxmed.evaluation.decisions`
             has. It adds the columns `decision`, its probability as `calibrated`, and `set`, the
-            classes of the conformal set.
+            classes of the conformal set; of several labels at once `decision`, joined likewise,
+            and `calibrated/CLASS` for each.
     """
 
     def __init__(
@@ -78,8 +79,7 @@ class ProbabilityWriter:
     def add(self, index: int, name: str, image: Image, probabilities: np.ndarray) -> str:
         """Note one file, the index-th of all; returns what to say of it."""
         if self._multilabel:
-            pairs = zip(self._names, probabilities, strict=True)
-            prediction = "+".join(n for n, p in pairs if p > 0.5)
+            prediction = self._join(np.asarray(probabilities) > 0.5)
         else:
             prediction = self._names[int(probabilities.argmax())]
         row = {"prediction": prediction}
@@ -87,14 +87,25 @@ class ProbabilityWriter:
             column = f"probability of {own}" if own in OTHER_COLUMNS else own
             row[column] = f"{probability:.6f}"
         if self._decide is not None:
-            decided = self._decide(np.asarray(probabilities)[None])
-            chosen = int(decided.predicted[0])
-            row["decision"] = self._names[chosen]
-            row["calibrated"] = f"{decided.probabilities[0, chosen]:.6f}"
-            pairs = zip(self._names, decided.sets[0], strict=True)
-            row["set"] = "+".join(n for n, on in pairs if on)
+            row |= self._decided_cells(self._decide(np.asarray(probabilities)[None]))
         self._table.add(index, name, row)
         return f"{prediction or 'none'} ({probabilities.max():.3f})"
+
+    def _decided_cells(self, decided: Any) -> dict[str, str]:
+        """Of one case."""
+        if self._multilabel:
+            pairs = zip(self._names, decided.probabilities[0], strict=True)
+            calibrated = {f"calibrated/{name}": f"{p:.6f}" for name, p in pairs}
+            return {"decision": self._join(decided.predicted[0]), **calibrated}
+        chosen = int(decided.predicted[0])
+        return {
+            "decision": self._names[chosen],
+            "calibrated": f"{decided.probabilities[0, chosen]:.6f}",
+            "set": self._join(decided.sets[0]),
+        }
+
+    def _join(self, holds: np.ndarray) -> str:
+        return "+".join(n for n, on in zip(self._names, holds, strict=True) if on)
 
     def close(self) -> Path:
         """The table is written by who made it, for it may hold more."""

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 from small_runs import small_config
@@ -52,6 +53,41 @@ def test_classes_are_decided_as_the_validation_part_says(tmp_path, capsys):
         own = decided.probabilities[0, decided.predicted[0]]
         np.testing.assert_allclose(float(row["calibrated"]), own, atol=1e-4)
         assert set(row["set"].split("+")) - {""} <= set(names)
+
+
+@pytest.mark.slow
+def test_several_labels_are_each_decided_as_the_validation_part_says(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 40), ("val", 60), ("test", 30)):
+        labels = rng.random((count, 3)) < 0.5
+        images = rng.normal(60, 20, (count, 24, 24))
+        for c in range(3):
+            images[:, 8 * c : 8 * c + 8] += 80 * labels[:, c, None, None]
+        arrays[f"{part}_images"] = images.clip(0, 255).astype(np.uint8)
+        arrays[f"{part}_labels"] = labels.astype(np.uint8)
+    np.savez(tmp_path / "shapes.npz", **arrays)
+    path = {"data.path": str(tmp_path / "shapes.npz"), "training.steps": 20}
+    rule = {"evaluation.operating_point": "youden"}
+    assert train_run(small_config("classification", "medmnist", **path, **rule), tmp_path / "run")
+    run = tmp_path / "run"
+    kept = json.loads((run / DECISIONS_FILE).read_text())
+    assert len(kept["slopes"]) == len(kept["intercepts"]) == len(kept["thresholds"]) == 3
+    told = json.loads((run / "evaluation/val/summary.json").read_text())["decisions"]
+    assert told["judged"] == "by cross-fitting"
+    assert {"sensitivity", "specificity", "ece", "brier"} <= told["metrics"].keys()
+    assert evaluate_run(run, part="test")["decisions"]["slopes"] == kept["slopes"]
+    imageio.imwrite(tmp_path / "one.png", arrays["test_images"][0])
+    predict_run(run, [str(tmp_path / "one.png")], output=tmp_path / "out")
+    with (tmp_path / "out/predictions.csv").open() as file:
+        [row] = csv.DictReader(file)
+    names = load_run(run).info.class_names
+    fixed, _ = read_decisions(run, load_run(run))
+    decided = fixed.decide(np.array([[float(row[name]) for name in names]]))
+    own = [float(row[f"calibrated/{name}"]) for name in names]
+    np.testing.assert_allclose(own, decided.probabilities[0], atol=1e-4)
+    chosen = [name for name, on in zip(names, decided.predicted[0], strict=True) if on]
+    assert row["decision"] == "+".join(chosen)
 
 
 @pytest.mark.slow

@@ -9,17 +9,21 @@ import sklearn.metrics
 from jaxmed.evaluation.bootstrap import bootstrap_weights
 from jaxmed.evaluation.calibration import (
     apply_platt,
+    apply_scaling,
     apply_temperature,
     fit_platt,
+    fit_scaling,
     fit_temperature,
 )
 from jaxmed.evaluation.conformal import fit_sets, make_sets, risk_coverage
 from jaxmed.evaluation.decisions import (
     BoxDecisions,
     ClassDecisions,
+    LabelDecisions,
     decide_crosswise,
     score_boxes,
     score_decided,
+    score_labels,
 )
 from jaxmed.evaluation.operating_points import choose_score_threshold, choose_threshold, parse_rule
 from jaxmed.metrics.classification import expected_calibration_error, summarize_classification
@@ -70,6 +74,86 @@ def test_platt_is_a_logistic_regression_on_the_logit():
     theirs.fit(scipy.special.logit(scores)[:, None], truth)
     np.testing.assert_allclose(slope, theirs.coef_[0, 0], rtol=1e-2)
     np.testing.assert_allclose(intercept, theirs.intercept_[0], rtol=1e-2)
+
+
+def test_known_biases_of_classes_are_found_and_undone():
+    labels, _, true = simulated(20_000)
+    biases = np.array([1.0, -1.5, 0.5])
+    # What must be said for the scaling with 1 / 0.5 and these biases to give the truth.
+    said = scipy.special.softmax(2 * (np.log(true) - biases), axis=1)
+    temperature, found = fit_scaling(labels, said)
+    np.testing.assert_allclose(temperature, 2, rtol=0.05)
+    np.testing.assert_allclose(found, biases, atol=0.06)
+    assert np.abs(apply_scaling(said, temperature, found) - true).mean() < 0.01
+    # Without biases it is the temperature's own scaling.
+    np.testing.assert_allclose(apply_scaling(said, 3.0, (0.0,)), apply_temperature(said, 3.0))
+    fixed = ClassDecisions.fit(labels, said, biased=True)
+    truth = np.eye(3)[labels]
+    plain = ClassDecisions.fit(labels, said)
+    loss = [-np.log(f.decide(said).probabilities[truth > 0]).mean() for f in (fixed, plain)]
+    assert loss[0] < loss[1] - 0.1
+    assert (fixed.decide(said).predicted == labels).mean() > (
+        plain.decide(said).predicted == labels
+    ).mean()
+
+
+def test_scaling_is_a_logistic_regression_where_there_are_two_classes():
+    labels, said, _ = simulated(5000, classes=2)
+    temperature, biases = fit_scaling(labels, said)
+    theirs = sklearn.linear_model.LogisticRegression(C=np.inf, tol=1e-8)
+    theirs.fit(scipy.special.logit(said[:, 1])[:, None], labels)
+    np.testing.assert_allclose(1 / temperature, theirs.coef_[0, 0], rtol=1e-2)
+    np.testing.assert_allclose(biases[1] - biases[0], theirs.intercept_[0], atol=1e-2)
+
+
+def test_biases_of_a_class_without_a_case_are_finite():
+    labels, said, _ = simulated(40)
+    temperature, biases = fit_scaling(np.where(labels == 2, 0, labels), said)
+    assert 0.05 <= temperature <= 20 and np.abs(biases).max() < 30
+
+
+def simulated_labels(cases, seed=0):
+    """Several labels at once, each said too surely and one of them too often; some unknown."""
+    rng = np.random.default_rng(seed)
+    logits = 1.5 * rng.normal(size=(cases, 3)) - 0.5
+    labels = (rng.random((cases, 3)) < scipy.special.expit(logits)).astype(int)
+    labels[rng.random((cases, 3)) < 0.1] = -1
+    said = scipy.special.expit(logits * [1, 2, 3] + [0, 0, 1.5])
+    return labels, said, scipy.special.expit(logits)
+
+
+def test_several_labels_are_calibrated_each_for_itself():
+    labels, said, true = simulated_labels(20_000)
+    fixed = LabelDecisions.fit(labels, said, rule="sensitivity=0.9")
+    np.testing.assert_allclose(fixed.slopes, [1, 1 / 2, 1 / 3], rtol=0.05)
+    np.testing.assert_allclose(fixed.intercepts, [0, 0, -0.5], atol=0.06)
+    decided = fixed.decide(said)
+    assert np.abs(decided.probabilities - true).mean() < 0.01
+    found = score_labels(labels, decided, weights=np.ones((1, len(labels))))
+    assert abs(found["sensitivity"][0] - 0.9) < 0.005 and found["ece"][0] < 0.02
+    expected = []
+    for c in range(3):
+        own = labels[:, c] >= 0
+        expected.append(
+            sklearn.metrics.brier_score_loss(labels[own, c], decided.probabilities[own, c])
+        )
+    np.testing.assert_allclose(found["brier"][0], np.mean(expected))
+    # Unknown labels change nothing.
+    other = np.where(labels < 0, -1, 1 - labels)
+    assert LabelDecisions.fit(other, said).slopes[0] < 0
+    crosswise = decide_crosswise(labels[:200], said[:200], LabelDecisions.fit)
+    assert crosswise.probabilities.shape == crosswise.predicted.shape == (200, 3)
+    assert crosswise.sets is None
+
+
+def test_a_label_without_both_kinds_stays_as_the_network_says():
+    labels, said, _ = simulated_labels(300)
+    labels[:, 1] = np.where(labels[:, 1] == 1, -1, labels[:, 1])
+    fixed = LabelDecisions.fit(labels, said, rule="youden")
+    assert (fixed.slopes[1], fixed.intercepts[1], fixed.thresholds[1]) == (1, 0, 0.5)
+    np.testing.assert_allclose(fixed.decide(said).probabilities[:, 1], said[:, 1])
+    found = score_labels(labels, fixed.decide(said), weights=bootstrap_weights(300, seed=0))
+    assert np.isfinite(found["sensitivity"]).all() and np.isfinite(found["specificity"]).all()
 
 
 def test_brier_score_is_scikit_learn_s():
