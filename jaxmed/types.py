@@ -180,8 +180,20 @@ class Task(Protocol):
         """Put the prediction for one preprocessed example into the file's own grid, on the host."""
         ...
 
+    def observe(self, prediction: Any, example: Example) -> Row:
+        """What `score` needs of a prediction on the preprocessed grid, before it is restored.
+
+        Args:
+            prediction: of one case.
+            example: preprocessed; has labels only where they are known.
+        """
+        ...
+
     def score(self, prediction: Any, example: Example) -> Row:
-        """Scores of one restored prediction against the example as its source returns it."""
+        """Scores of one restored prediction against the example as its source returns it.
+
+        The example may also have what `observe` noted.
+        """
         ...
 
     def describe(self, row: Row) -> dict[str, float | str]:

@@ -24,6 +24,11 @@ from jaxmed.evaluation.decisions import (
     score_decided,
     score_labels,
 )
+from jaxmed.evaluation.mask_decisions import (
+    MaskDecisions,
+    calibrate_masks_crosswise,
+    score_calibrated,
+)
 from jaxmed.training.processes import is_first
 from jaxmed.types import Row, Source, UserError
 
@@ -32,13 +37,14 @@ KINDS = {
     "classification": ClassDecisions,
     "several labels": LabelDecisions,
     "detection": BoxDecisions,
+    "segmentation": MaskDecisions,
 }
-Decisions = ClassDecisions | LabelDecisions | BoxDecisions
+Decisions = ClassDecisions | LabelDecisions | BoxDecisions | MaskDecisions
 
 
 def can_decide(run: TrainedRun) -> bool:
-    """Whether there is anything to fix."""
-    return _kind(run) in KINDS
+    """Whether there is anything to fix: not of masks of instances."""
+    return not run.info.instances
 
 
 def _kind(run: TrainedRun) -> str:
@@ -66,6 +72,14 @@ def fix_decisions(
         threshold = run.experiment.task.score_threshold
         samples = score_boxes(rows, threshold, weights=weights)
         judged = "on the cases that chose it"
+    elif run.info.task == "segmentation":
+        fixed, judged = MaskDecisions.fit(rows), "by cross-fitting"
+        if fixed is None:
+            return {}
+        try:
+            samples = _note_masks(rows, calibrate_masks_crosswise(rows, patients=patients), weights)
+        except UserError:
+            return {}
     else:
         labels, probabilities = _arrays(rows)
         fit = _fit_of(run)
@@ -74,7 +88,7 @@ def fix_decisions(
             decided = decide_crosswise(labels, probabilities, fit, patients=patients)
         except UserError:
             return {}  # too few cases to fix anything on
-        samples = _score(labels, decided, weights=weights)
+        samples = _note_classes(rows, labels, decided, weights)
         judged = "by cross-fitting"
     numbers = dataclasses.asdict(fixed)
     if is_first():
@@ -95,9 +109,11 @@ def apply_decisions(
     if isinstance(fixed, BoxDecisions):
         use_decisions(run, fixed)
         samples = score_boxes(rows, run.experiment.task.score_threshold, weights=weights)
+    elif isinstance(fixed, MaskDecisions):
+        samples = _note_masks(rows, fixed.decide(rows), weights)
     else:
         labels, probabilities = _arrays(rows)
-        samples = _score(labels, fixed.decide(probabilities), weights=weights)
+        samples = _note_classes(rows, labels, fixed.decide(probabilities), weights)
     metrics = intervals(samples, cases=len(rows))
     numbers = dataclasses.asdict(fixed)
     return {"fixed_on": "val", "cases": cases, "judged": "here", **numbers, "metrics": metrics}
@@ -147,9 +163,23 @@ def _fit_of(run: TrainedRun) -> Callable[..., ClassDecisions | LabelDecisions]:
     )
 
 
-def _score(labels: np.ndarray, decided: Decided, *, weights: np.ndarray) -> dict[str, np.ndarray]:
+def _note_classes(
+    rows: Sequence[Row], labels: np.ndarray, decided: Decided, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Scores of what was decided; rows get their `calibrated` probabilities, for the figures."""
+    for row, calibrated in zip(rows, decided.probabilities, strict=True):
+        row["calibrated"] = calibrated
     score = score_decided if labels.ndim == 1 else score_labels
     return score(labels, decided, weights=weights)
+
+
+def _note_masks(
+    rows: Sequence[Row], calibrated: Sequence[np.ndarray], weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Scores of calibrated voxels; rows get them as `voxel_calibrated`, for the figures."""
+    for row, said in zip(rows, calibrated, strict=True):
+        row["voxel_calibrated"] = said.astype(np.float32)
+    return score_calibrated(rows, calibrated, weights=weights)
 
 
 def _arrays(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:

@@ -22,8 +22,8 @@ BIAS_SPREAD = 3.0
 
 
 def apply_temperature(
-    probabilities: Float[np.ndarray, "cases classes"], temperature: float
-) -> Float[np.ndarray, "cases classes"]:
+    probabilities: Float[np.ndarray, "*cases classes"], temperature: float
+) -> Float[np.ndarray, "*cases classes"]:
     """Softmax of the logits divided by a temperature; above 1 all are less sure.
 
     The order of the classes of a case stays. Source: Guo et al. 2017 (arXiv 1706.04599), section 4.

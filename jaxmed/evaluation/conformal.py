@@ -1,4 +1,4 @@
-"""Sets of classes that hold the true one as often as they promise; and when to rather not decide.
+"""Sets of classes that hold the true one as often as they promise.
 
 The promise holds for new cases like those that the sets were fitted on: not for another hospital.
 """
@@ -42,23 +42,3 @@ def make_sets(
     """Which classes belong to the set of each case; it may be empty, or hold all."""
     # The scores' own rounding must not cost the case that sets the threshold its class.
     return np.asarray(probabilities, np.float64) >= threshold - 1e-12
-
-
-def risk_coverage(
-    confidence: Float[np.ndarray, " cases"], wrong: Bool[np.ndarray, " cases"]
-) -> tuple[Float[np.ndarray, " cases"], Float[np.ndarray, " cases"]]:
-    """Share of mistakes among the surest cases, for every share of cases that is decided.
-
-    Source: Geifman and El-Yaniv 2017 (arXiv 1705.08500). The mean of the risks is the area under
-    the curve (AURC).
-
-    Args:
-        confidence: the higher the surer.
-        wrong: whether the decision would be.
-
-    Returns:
-        coverage, from one case to all, and risk.
-    """
-    order = np.argsort(-np.asarray(confidence), kind="stable")
-    count = np.arange(1, len(order) + 1)
-    return count / max(1, len(order)), np.cumsum(np.asarray(wrong, bool)[order]) / count

@@ -12,11 +12,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jaxmed.evaluation.bootstrap import bootstrap_weights
+from jaxmed.evaluation.calibration_curves import draw_reliability, draw_risk, reliability
 from jaxmed.metrics.detection import FROC_RATES
 from jaxmed.types import DatasetInfo
 
 GRID = np.linspace(0, 1, 101)
 """False positive rates of a band about a ROC curve."""
+RISK = "mean loss of the cases that are decided, the surest first, with its pointwise 95 % band"
 MOST_CLASSES = 10
 """Lines in one figure, at most; of more classes the first are drawn."""
 
@@ -82,7 +84,7 @@ def _classification(
             roc.fill_between(GRID, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         precision, hits, _ = sklearn.metrics.precision_recall_curve(truth[:, c], score)
         recall.plot(hits, precision, label=name)
-        reliable.plot(*_reliability(truth[:, c], score), marker="o", label=name)
+        reliable.plot(*reliability(truth[:, c], score), marker="o", label=name)
     for axis in (roc, reliable):
         axis.plot([0, 1], [0, 1], color="gray", linestyle=":", linewidth=1)
     roc.set(xlabel="1 - specificity", ylabel="recall (sensitivity)", title="ROC")
@@ -99,7 +101,8 @@ def _classification(
     ]
     if labels.ndim == 1:
         drawn.append(("confusion", _confusion(info, labels, probabilities), "Confusion matrix"))
-    return drawn
+    trust = _trust(info, rows, shown, truth)
+    return [*drawn, *([trust] if trust else [])]
 
 
 def roc_band(
@@ -121,14 +124,47 @@ def roc_band(
     return low, high
 
 
-def _reliability(truth: np.ndarray, score: np.ndarray, bins: int = 10) -> tuple[Any, Any]:
-    """Mean probability and observed share in bins of equal width that are not empty."""
-    place = np.minimum((score * bins).astype(int), bins - 1)
-    count = np.bincount(place, minlength=bins)
-    full = count > 0
-    mean = np.bincount(place, score, minlength=bins)[full] / count[full]
-    share = np.bincount(place, truth, minlength=bins)[full] / count[full]
-    return mean, share
+def _trust(
+    info: DatasetInfo, rows: Sequence[Mapping[str, Any]], shown: Sequence[int], truth: np.ndarray
+) -> tuple[str, Figure, str] | None:
+    """Reliability as said and calibrated, and risk-coverage; None where neither is known."""
+    calibrated = "calibrated" in rows[0]
+    if not calibrated and info.multilabel:
+        return None
+    figure, axes = _figure(2 * calibrated + (not info.multilabel))
+    captions, said = [], np.stack([row["probabilities"] for row in rows])
+    if calibrated:
+        scaled = np.stack([row["calibrated"] for row in rows])
+        curves = [
+            [(info.class_names[c], truth[:, c], values[:, c]) for c in shown]
+            for values in (said, scaled)
+        ]
+        draw_reliability(axes, *curves)
+        captions.append("Reliability before and after the calibration fixed on the validation part")
+    if not info.multilabel:
+        draw_risk(axes[-1], said.max(1), ~truth[np.arange(len(rows)), said.argmax(1)], name="error")
+        captions.append(RISK)
+    return "calibration", figure, "; ".join(captions)
+
+
+def _voxel_trust(rows: Sequence[Mapping[str, Any]]) -> tuple[str, Figure, str] | None:
+    """The same of masks, their reliability voxel by voxel; None where neither is known."""
+    if "confidence" not in rows[0]:
+        return None
+    keys = [k for k in ("voxel_probabilities", "voxel_calibrated") if k in rows[0]]
+    curves, captions = [], []
+    figure, axes = _figure(len(keys) + 1)
+    for key in keys:
+        said = np.concatenate([row[key] for row in rows])
+        right = said.argmax(1) == np.concatenate([row["voxel_labels"] for row in rows])
+        curves.append([("voxels", right, said.max(1))])
+    if curves:
+        draw_reliability(axes, curves[0], curves[1] if len(curves) > 1 else None)
+        captions.append("Reliability of the class of voxels that may be foreground")
+    pairs = np.array([(row["confidence"], 1 - row["dice"]) for row in rows], np.float64)
+    confidence, loss = pairs[np.isfinite(pairs[:, 1])].T
+    draw_risk(axes[-1], confidence, loss, name="1 - dice")
+    return "calibration", figure, "; ".join([*captions, RISK])
 
 
 def _confusion(info: DatasetInfo, labels: np.ndarray, probabilities: np.ndarray) -> Figure:
@@ -193,7 +229,8 @@ def _segmentation(
         what = "Volumes" if info.ndim == 3 else "Areas"
         caption = f"{what} predicted and true (Bland-Altman): mean difference and limits of 95 %"
         drawn.append(("sizes", sizes, caption))
-    return drawn
+    trust = _voxel_trust(rows)
+    return [*drawn, *([trust] if trust else [])]
 
 
 def limits_of_agreement(differences: np.ndarray) -> tuple[float, float, float]:

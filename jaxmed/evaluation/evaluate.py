@@ -25,6 +25,8 @@ def predict_cases(
 ) -> Iterator[tuple[int, Example, Any]]:
     """Yield the row, the example as the source returns it, and the prediction in its grid.
 
+    The example also has what the task noted of the prediction before (`Task.observe`).
+
     Args:
         predictor: preprocessed examples -> pairs of example and prediction.
         task: whose predictions they are.
@@ -43,7 +45,8 @@ def predict_cases(
 
     for example, prediction in predictor(prepared()):
         row = int(example["index"])
-        yield row, pending.pop(row), restore(prediction, example)
+        known = {**pending.pop(row), **task.observe(prediction, example)}
+        yield row, known, restore(prediction, example)
 
 
 def score_cases(cases: Iterable[tuple[int, Example, Any]], task: Task) -> dict[int, Row]:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from jaxmed.metrics import chunks, divide
+from jaxmed.metrics.selection import area_under_risk
 
 PER_CLASS = ("recall", "precision", "f1", "auroc", "average_precision")
 BINS = 15
@@ -45,7 +46,7 @@ def summarize_classification(
 
     Returns:
         accuracy, balanced_accuracy, recall, precision, f1, auroc, average_precision, ece, of
-        exclusive classes brier, and the scores per class.
+        exclusive classes brier and aurc (of the likeliest class), and the scores per class.
     """
     multilabel = labels.ndim == 2
     if not multilabel and (labels < 0).any():
@@ -69,6 +70,8 @@ def summarize_classification(
             # Brier 1950, halved, which of two classes is the squared error of the last one.
             squares = ((probabilities - truth) ** 2).sum(axis=1) / 2
             overall["brier"] = divide(rows @ squares, rows.sum(axis=1))
+            mistaken = probabilities.argmax(axis=1) != labels
+            overall["aurc"] = area_under_risk(probabilities.max(axis=1), mistaken, weights=rows)
         if not multilabel and classes > 2:
             correct = probabilities.argmax(axis=1) == labels
             overall["ece"] = expected_calibration_error(correct, probabilities.max(1), rows)

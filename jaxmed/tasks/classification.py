@@ -85,6 +85,10 @@ class Classification:
         """Probabilities (classes,); an image's class has no geometry."""
         return np.asarray(prediction)
 
+    def observe(self, prediction: Any, example: Example) -> Row:
+        """Nothing: the restored prediction says it all."""
+        return {}
+
     def score(self, prediction: Any, example: Example) -> Row:
         """The label and the probabilities of one image; the scores are of the whole set."""
         return {"label": example["label"], "probabilities": prediction}

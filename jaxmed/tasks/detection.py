@@ -150,6 +150,10 @@ class Detection:
             "labels": np.asarray(prediction["labels"])[found],
         }
 
+    def observe(self, prediction: Any, example: Example) -> Row:
+        """Nothing: the restored prediction says it all."""
+        return {}
+
     def score(self, prediction: Any, example: Example) -> Row:
         """Which detections hit, at every overlap threshold."""
         return metrics.match_detections(

@@ -13,9 +13,14 @@ from jaxtyping import Array, Int
 from jaxmed.losses import cross_entropy, dice_loss, dice_statistics, ignore_invalid, label_weights
 from jaxmed.metrics import instances, mean_scores
 from jaxmed.metrics.segmentation import score_masks
+from jaxmed.metrics.selection import area_under_risk
+from jaxmed.metrics.voxels import mask_confidence, sample_voxels, score_voxels
 from jaxmed.preprocessing.spatial import restore_mask, restore_probabilities
 from jaxmed.tasks.separation import separate_bands, separate_instances
 from jaxmed.types import Batch, Example, Row
+
+OBSERVED = ("confidence", "voxel_probabilities", "voxel_labels")
+"""What `Segmentation.observe` notes."""
 
 INSTANCE_CLASSES = ("background", "inside", "border")
 """What the network learns of instance masks."""
@@ -144,6 +149,14 @@ class Segmentation:
         for band in bands:
             yield band.argmax(-1).astype(np.int32)
 
+    def observe(self, prediction: Any, example: Example) -> Row:
+        """How sure the mask is, and of masks by class a sample of its voxels' probabilities."""
+        said = np.asarray(prediction)
+        noted: Row = {"confidence": mask_confidence(said)}
+        if not self.instances and "mask" in example:
+            noted |= sample_voxels(said, example["mask"], seed=int(example["index"]))
+        return noted
+
     def score(self, prediction: Any, example: Example) -> Row:
         """Overlap and surface scores of one case; of instances also those that count objects."""
         truth = example["mask"]
@@ -162,16 +175,33 @@ class Segmentation:
             )
         )
         row.update(measure_sizes(prediction, truth, example["spacing"], self.class_names))
+        row.update({name: example[name] for name in OBSERVED if name in example})
+        if "voxel_labels" in row:
+            row.update(score_voxels(row["voxel_probabilities"], row["voxel_labels"]))
         return row
 
     def describe(self, row: Row) -> dict[str, float | str]:
         """All scores of the case; it is ranked by Dice."""
-        return {"score": float(row["dice"]), **{k: float(v) for k, v in row.items()}}
+        numbers = {k: float(v) for k, v in row.items() if np.ndim(v) == 0}
+        return {"score": float(row["dice"]), **numbers}
 
     def summarize(self, rows: Sequence[Row], *, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Weighted mean of each score over the cases that have it; sizes are no scores."""
-        scores = [{k: v for k, v in row.items() if not k.startswith(SIZES)} for row in rows]
-        return mean_scores(scores, weights=weights)
+        """Weighted mean of each score over the cases that have it; sizes are no scores.
+
+        And `aurc`, the area under the curve of 1 - dice over the share of masks that are taken, the
+        surest first (Geifman and El-Yaniv 2017), where it is known how sure they are.
+        """
+        left_out = (*SIZES, "confidence")
+        scores = [{k: v for k, v in row.items() if not k.startswith(left_out)} for row in rows]
+        found = mean_scores(scores, weights=weights)
+        known = np.array(["confidence" in row and np.isfinite(row["dice"]) for row in rows], bool)
+        if known.any():
+            pairs = [
+                (r["confidence"], 1 - r["dice"]) for r, k in zip(rows, known, strict=True) if k
+            ]
+            confidence, loss = np.array(pairs, np.float64).T
+            found["aurc"] = area_under_risk(confidence, loss, weights=weights[:, known])
+        return found
 
 
 def measure_sizes(

@@ -15,7 +15,7 @@ from jaxmed.evaluation.calibration import (
     fit_scaling,
     fit_temperature,
 )
-from jaxmed.evaluation.conformal import fit_sets, make_sets, risk_coverage
+from jaxmed.evaluation.conformal import fit_sets, make_sets
 from jaxmed.evaluation.decisions import (
     BoxDecisions,
     ClassDecisions,
@@ -183,16 +183,6 @@ def test_sets_of_too_few_cases_hold_all_classes():
     labels, said, _ = simulated(8)
     assert make_sets(said, fit_sets(labels, said, coverage=0.9)).all()
     assert not make_sets(said, fit_sets(labels, said, coverage=0.8)).all()
-
-
-def test_risk_falls_where_confidence_means_something():
-    labels, said, _ = simulated(4000)
-    wrong = said.argmax(1) != labels
-    coverage, risk = risk_coverage(said.max(1), wrong)
-    assert coverage[-1] == 1 and np.isclose(risk[-1], wrong.mean())
-    assert risk[400] < 0.5 * risk[-1] and risk.mean() < wrong.mean()
-    _, perfect = risk_coverage(-wrong.astype(float), wrong)
-    assert perfect[: int((~wrong).sum())].max() == 0
 
 
 def test_thresholds_keep_what_the_rule_asks_for():

@@ -1,0 +1,58 @@
+"""Figures of what confidence is worth: reliability before and after calibration, and risk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxmed.evaluation.bootstrap import bootstrap_weights
+from jaxmed.metrics.selection import risk_coverage
+
+COVERAGE = np.linspace(0.02, 1, 99)
+"""Shares of cases at which the band about a curve of risks is drawn."""
+
+
+def reliability(truth: np.ndarray, score: np.ndarray, bins: int = 10) -> tuple[Any, Any]:
+    """Mean probability and observed share in bins of equal width that are not empty."""
+    place = np.minimum((score * bins).astype(int), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    full = count > 0
+    mean = np.bincount(place, score, minlength=bins)[full] / count[full]
+    share = np.bincount(place, truth, minlength=bins)[full] / count[full]
+    return mean, share
+
+
+def draw_reliability(
+    axes: Sequence[Any], before: Sequence[Any], after: Sequence[Any] | None
+) -> None:
+    """Reliability of each curve in the first panel, and of the calibrated ones in the second.
+
+    Args:
+        axes: panels; the second is used where there is an `after`.
+        before: (name, truth, probability) of each curve.
+        after: the same of calibrated probabilities.
+    """
+    for axis, curves, title in zip(
+        axes, (before, after or ()), ("as the network says", "calibrated"), strict=False
+    ):
+        axis.plot([0, 1], [0, 1], color="gray", linestyle=":", linewidth=1)
+        for name, truth, score in curves:
+            axis.plot(*reliability(truth, score), marker="o", label=name)
+        axis.set(xlabel="predicted probability", ylabel="observed share", title=title)
+        if curves:
+            axis.legend(fontsize=8)
+
+
+def draw_risk(axis: Any, confidence: np.ndarray, loss: np.ndarray, *, name: str) -> None:
+    """Risk-coverage curve with its pointwise 95 % band, and the mean loss for comparison."""
+    weights = bootstrap_weights(len(loss), resamples=500, seed=0)
+    coverage, risk = risk_coverage(confidence, loss, weights=weights)
+    [line] = axis.plot(coverage[0], risk[0], drawstyle="steps-post")
+    drawn = [np.interp(COVERAGE, c, r) for c, r in zip(coverage[1:], risk[1:], strict=True)]
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    axis.fill_between(COVERAGE, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    axis.axhline(loss.mean(), color="gray", linestyle=":", linewidth=1)
+    axis.set(xlabel="share of cases decided, the surest first", ylabel=name, title="risk-coverage")
+    axis.set(xlim=(0, 1), ylim=(0, None))
