@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import scipy.special
 
 from jaxmed.build.config import write_json
 from jaxmed.build.explained import RunToExplain
 from jaxmed.build.features import FeatureReader
 from jaxmed.build.workdir import read_split
+from jaxmed.evaluation.bootstrap import Interval
 from jaxmed.evaluation.evaluate import summarize_cases
+from jaxmed.evaluation.laplace import LastLayer
 from jaxmed.explanation.features import (
     linear_probe,
     nearest_cases,
@@ -33,7 +36,10 @@ def write_features(
     *,
     shown: int,
 ) -> None:
-    """Write features.csv, pca.png, neighbours.csv and .png, and of one label probe.json.
+    """Write features.csv, pca.png, neighbours.csv and .png, and of one label two more files.
+
+    probe.json has the scores of a linear probe, laplace.json of a last-layer Laplace approximation
+    (`jaxmed.evaluation.laplace`), whose prior is chosen on the validation part.
 
     Args:
         explained: the run.
@@ -73,6 +79,10 @@ def write_features(
     _write_neighbours(output, source, rows, found, labels, explained, part, shown)
     if labels["train"] and not explained.run.info.multilabel:
         _write_probe(output, source, rows, found, labels, explained, part, layer.name)
+        if part != "val" and split.get("val"):
+            found["val"], labels["val"] = _features(explained, source, split["val"], layer)
+        if "val" in found:
+            _write_laplace(output, source, rows, found, labels, explained, part)
     else:
         print("note: no linear probe, for the cases have no single label")
 
@@ -164,24 +174,70 @@ def _write_probe(
     probabilities = linear_probe(
         found["train"], labels["train"], found[part], classes=len(explained.classes)
     )
+    metrics = _scores_of(probabilities, rows[part], labels[part], explained, source)
+    write_json(output / "probe.json", {"part": part, "layer": layer, "metrics": metrics})
+    told = _tell(explained.task.main_score, metrics)
+    print(f"linear probe on {layer}: {told}, {len(rows[part])} cases of {part}")
+
+
+def _write_laplace(
+    output: Path,
+    source: Source,
+    rows: Mapping[str, Sequence[int]],
+    found: dict[str, np.ndarray],
+    labels: dict[str, list[int]],
+    explained: RunToExplain,
+    part: str,
+) -> None:
+    """Scores of the network's own probabilities, and of those averaged over its last layer."""
+    head = explained.variables["params"].get("head")
+    if head is None or "kernel" not in head or len(head["kernel"]) != found["train"].shape[1]:
+        return  # the features are not what a last dense layer is given
+    kernel, bias = np.asarray(head["kernel"], np.float64), np.asarray(head["bias"], np.float64)
+    logits = {name: features @ kernel + bias for name, features in found.items()}
+    layer = LastLayer.of(found["train"], logits["train"])
+    layer = layer.tune(found["val"], logits["val"], np.asarray(labels["val"]))
+    said = scipy.special.softmax(logits[part], axis=1)
+    averaged = layer.predict(found[part], logits[part])
+    own = (rows[part], labels[part], explained, source)
+    before, after = _scores_of(said, *own), _scores_of(averaged, *own)
+    written = {
+        "part": part,
+        "prior_precision": layer.prior_precision,
+        "chosen_on": "val",
+        "as_said": before,
+        "laplace": after,
+    }
+    write_json(output / "laplace.json", written)
+    told = f"{_tell('brier', after)}; as the network says {_tell('brier', before)}"
+    print(f"last-layer Laplace: {told}, {len(rows[part])} cases of {part}")
+
+
+def _scores_of(
+    probabilities: np.ndarray,
+    rows: Sequence[int],
+    labels: Sequence[int],
+    explained: RunToExplain,
+    source: Source,
+) -> dict[str, Interval]:
+    """Scores of probabilities of a part's cases, as those of the run itself are computed."""
     scores = {
         row: explained.task.score(probability, {"label": np.asarray(label)})
-        for row, probability, label in zip(rows[part], probabilities, labels[part], strict=True)
+        for row, probability, label in zip(rows, probabilities, labels, strict=True)
     }
     config = explained.run.experiment.config
-    metrics = summarize_cases(
+    return summarize_cases(
         explained.task,
         scores,
         patients=source.patients,
         resamples=config.evaluation.resamples,
         seed=config.seed,
     )
-    write_json(output / "probe.json", {"part": part, "layer": layer, "metrics": metrics})
-    told = metrics[explained.task.main_score]
+
+
+def _tell(name: str, metrics: Mapping[str, Interval]) -> str:
+    told = metrics[name]
     low, high = told["low"], told["high"]
     interval = "" if low is None else f" ({low:.3f} to {high:.3f})"
     value = "undefined" if told["value"] is None else f"{told['value']:.3f}"
-    print(
-        f"linear probe on {layer}: {explained.task.main_score} {value}{interval}, "
-        f"{len(scores)} cases of {part}"
-    )
+    return f"{name} {value}{interval}"

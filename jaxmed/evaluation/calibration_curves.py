@@ -50,7 +50,10 @@ def draw_risk(axis: Any, confidence: np.ndarray, loss: np.ndarray, *, name: str)
     weights = bootstrap_weights(len(loss), resamples=500, seed=0)
     coverage, risk = risk_coverage(confidence, loss, weights=weights)
     [line] = axis.plot(coverage[0], risk[0], drawstyle="steps-post")
-    drawn = [np.interp(COVERAGE, c, r) for c, r in zip(coverage[1:], risk[1:], strict=True)]
+    drawn = [
+        np.interp(COVERAGE, c[c > 0], r[c > 0])  # without the cases before the first one drawn
+        for c, r in zip(coverage[1:], risk[1:], strict=True)
+    ]
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     axis.fill_between(COVERAGE, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axis.axhline(loss.mean(), color="gray", linestyle=":", linewidth=1)

@@ -84,8 +84,12 @@ class LastLayer:
     def variances(
         self, features: Float[np.ndarray, "cases features"]
     ) -> Float[np.ndarray, "cases classes"]:
-        """Of each logit under the posterior: the diagonal of its covariance."""
-        return self._along_axes(features) @ (self.class_axes**2).T
+        """Of each logit under the posterior, less the mean of all logits.
+
+        The data say nothing of that mean, which changes no probability.
+        """
+        axes = self.class_axes - self.class_axes.mean(axis=0)
+        return self._along_axes(features) @ (axes**2).T
 
     def predict(
         self,

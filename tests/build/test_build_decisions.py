@@ -111,6 +111,23 @@ def test_decisions_of_other_weights_or_broken_ones_are_not_used(tmp_path, capsys
 
 
 @pytest.mark.slow
+def test_voxels_are_calibrated_as_the_validation_part_says(tmp_path):
+    run = train(tmp_path, "segmentation", "pairs", **{"training.steps": 20})
+    kept = json.loads((run / DECISIONS_FILE).read_text())
+    summary = json.loads((run / "evaluation/val/summary.json").read_text())
+    assert {"voxel_ece", "voxel_brier", "aurc"} <= summary["metrics"].keys()
+    told = summary["decisions"]
+    assert told["judged"] == "by cross-fitting" and told["temperature"] == kept["temperature"]
+    before, after = summary["metrics"]["voxel_ece"], told["metrics"]["voxel_ece"]
+    assert after["value"] < before["value"] and after["low"] < after["value"] < after["high"]
+    tested = evaluate_run(run, part="test")["decisions"]
+    assert tested["temperature"] == kept["temperature"] and tested["judged"] == "here"
+    assert json.loads((run / DECISIONS_FILE).read_text()) == kept
+    for part in ("val", "test"):
+        assert (run / "evaluation" / part / "calibration.png").is_file()
+
+
+@pytest.mark.slow
 def test_boxes_are_drawn_and_counted_from_the_chosen_score_on(tmp_path, capsys):
     run = train(tmp_path, "detection", "voc", **{"training.steps": 30})
     kept = json.loads((run / DECISIONS_FILE).read_text())

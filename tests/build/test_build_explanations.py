@@ -56,7 +56,7 @@ def test_a_classification_is_explained_with_all_methods_and_features(trained, tm
     with (tmp_path / "features.csv").open() as file:
         table = list(csv.DictReader(file))
     assert len(table) == 40 - 6  # without the test part
-    for name in ("pca.png", "neighbours.png", "neighbours.csv", "probe.json"):
+    for name in ("pca.png", "neighbours.png", "neighbours.csv", "probe.json", "laplace.json"):
         assert (tmp_path / name).is_file()
 
 
