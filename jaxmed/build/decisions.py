@@ -14,13 +14,12 @@ import numpy as np
 from jaxmed.build.config import write_json
 from jaxmed.build.trained import TrainedRun
 from jaxmed.evaluation.bootstrap import bootstrap_weights, intervals
+from jaxmed.evaluation.box_decisions import BoxDecisions, score_boxes
 from jaxmed.evaluation.decisions import (
-    BoxDecisions,
     ClassDecisions,
     Decided,
     LabelDecisions,
     decide_crosswise,
-    score_boxes,
     score_decided,
     score_labels,
 )

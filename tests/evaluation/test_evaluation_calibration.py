@@ -7,6 +7,7 @@ import sklearn.linear_model
 import sklearn.metrics
 
 from jaxmed.evaluation.bootstrap import bootstrap_weights
+from jaxmed.evaluation.box_decisions import BoxDecisions, score_boxes
 from jaxmed.evaluation.calibration import (
     apply_platt,
     apply_scaling,
@@ -17,11 +18,9 @@ from jaxmed.evaluation.calibration import (
 )
 from jaxmed.evaluation.conformal import fit_sets, make_sets
 from jaxmed.evaluation.decisions import (
-    BoxDecisions,
     ClassDecisions,
     LabelDecisions,
     decide_crosswise,
-    score_boxes,
     score_decided,
     score_labels,
 )
