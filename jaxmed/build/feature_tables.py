@@ -80,7 +80,7 @@ def write_features(
     if labels["train"] and not explained.run.info.multilabel:
         _write_probe(output, source, rows, found, labels, explained, part, layer.name)
         if part != "val" and split.get("val"):
-            found["val"], labels["val"] = _features(explained, source, split["val"], layer)
+            found["val"], labels["val"] = _features(read, explained, source, split["val"])
         if "val" in found:
             _write_laplace(output, source, rows, found, labels, explained, part)
     else:

@@ -75,6 +75,16 @@ SCORES = {
         "mean share of errors while only the surest cases are answered; 0 is best",
         "Geifman & El-Yaniv, NeurIPS 2017",
     ),
+    "voxel_ece": Score(
+        "calibration error of voxels",
+        "mean gap between the probability given to a voxel's class and the share that came true, "
+        "of voxels that may be foreground; the mean over cases; 0 is best",
+        "Guo et al., ICML 2017",
+    ),
+    "voxel_brier": Score(
+        "Brier score of voxels",
+        "mean squared distance of their probabilities from what was true, likewise; 0 is best",
+    ),
     "set_coverage": Score(
         "coverage of the sets",
         "share of cases whose true class is in the set of classes given; should be what was asked "
@@ -178,6 +188,10 @@ _KEYS = {
     "temperature": "temperature (1 changes nothing)",
     "set_threshold": "least probability of a class in a set",
     "coverage": "share of sets that are to hold the true class",
+    "biases": "bias of each class's logit (none: temperature alone)",
+    "thresholds": "least probability of each class to decide for it",
+    "slopes": "slope of each class's logit",
+    "intercepts": "intercept of each class's logit",
     "slope": "slope from a box's score to its probability to be a hit",
     "intercept": "intercept of the same",
     "n": "number",
