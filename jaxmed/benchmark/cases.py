@@ -22,6 +22,7 @@ from jaxmed.augmentation import intensity as look
 from jaxmed.augmentation import spatial as place
 from jaxmed.augmentation.compose import compose
 from jaxmed.benchmark import networks, sizes
+from jaxmed.benchmark.explanation_cases import EXPLANATION_CASES
 from jaxmed.benchmark.scale_cases import SCALE_CASES
 from jaxmed.benchmark.timing import Work, compile_work
 from jaxmed.build.preparation import Prepare, PrepareForTraining, TrainingView
@@ -40,7 +41,7 @@ from jaxmed.training.state import network_variables
 from jaxmed.training.step import make_step
 from jaxmed.types import DatasetInfo, Example
 
-CASES: dict[str, Callable[[], Work]] = dict(SCALE_CASES)
+CASES: dict[str, Callable[[], Work]] = {**SCALE_CASES, **EXPLANATION_CASES}
 """Every case by its name."""
 
 
