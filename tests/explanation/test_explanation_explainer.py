@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from planted import planted_lesions, train_classifier
 
-from jaxmed.explanation.explainer import BASELINES, Explainer
+from jaxmed.explanation.explainer import BASELINES, METHODS, Explainer
 from jaxmed.explanation.faithfulness import dilate, share_on
 from jaxmed.explanation.layers import default_layer, list_layers
 from jaxmed.explanation.targets import cell_of_box, class_target, log_odds
@@ -36,20 +36,22 @@ def test_attribution_lies_on_the_lesion_of_a_trained_network_only():
     assert accuracy > 0.95
     layer = default_layer(list_layers(model, trained, images[:1]))
     explainer = Explainer(model, class_target, layer=layer)
-    cases = [row for row in range(1200, 1300) if labels[row]][:10]
+    cases = [row for row in range(1200, 1300) if labels[row]][:16]
     shares = {}
     for name, variables in (("trained", trained), ("random", random)):
-        for method in ("integrated_gradients", "occlusion", "shapley", "gradcam"):
+        for method in METHODS:
             found = []
             for row in cases:
                 baseline = BASELINES["blurred"](images[row])
                 what = {"label": np.int32(1)}
                 values, facts = explainer.attribute(method, variables, images[row], baseline, what)
-                assert facts.get("gap", 0) <= 0.01
+                if name == "trained":
+                    assert facts.get("gap", 0) <= 0.01
                 on = dilate(causes[row], margin=MARGIN)
                 found.append(share_on(values, on)["share"])
             shares[name, method] = np.mean(found)
-    high = {method for (name, method), share in shares.items() if share >= 0.6}
-    assert len(high) >= 2, shares
-    assert not any(shares["random", method] >= 0.6 for method in high), shares
-    assert max(share for (name, _), share in shares.items() if name == "random") < 0.6
+            print(f"{name} {method}: {shares[name, method]:.2f} of it on the lesion")
+    high = {method for (name, method), share in shares.items() if name == "trained" and share > 0.6}
+    assert high >= {"integrated_gradients", "occlusion"}, shares
+    # Far from it: an even map has .07.
+    assert max(share for (name, _), share in shares.items() if name == "random") < 0.3, shares
