@@ -32,8 +32,8 @@ METHODS = {
 """Of attribution, with their names in words."""
 
 OCCLUDED = {2: (8, 0.5), 3: (4, 0.75)}
-"""Patches of occlusion a side, by dimensions, and how far the next is, in patches: 225 and 125 in all;
-of volumes half a patch would be as many as 343."""
+"""Patches of occlusion a side, by dimensions, and how far the next is, in patches: 225 and 125 in
+all. Of volumes half a patch would be 343."""
 
 REGIONS = 32
 """Superpixels of an image, about; the program has room for half as many more."""
