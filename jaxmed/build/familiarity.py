@@ -108,7 +108,10 @@ def apply_familiarity(
 def tell_unfamiliar(familiarity: Mapping[str, Any]) -> list[str]:
     """A sentence where more cases are unfamiliar than chance would have it."""
     share = familiarity.get("metrics", {}).get("unfamiliar")
-    if share is None or (share["low"] or share["value"]) <= 2 * FALSE_ALARMS:
+    if share is None:
+        return []
+    surely = share["value"] if share["low"] is None else share["low"]
+    if surely <= 2 * FALSE_ALARMS:
         return []
     return [
         f"{share['value']:.0%} of the cases are unlike the training images ({FALSE_ALARMS:.0%} "

@@ -117,8 +117,10 @@ def predict_run(
             images[index] = image
             yield prepared
 
-    given, judged = itertools.tee(examples())
-    distances = judge.distances(judged) if judge else None
+    given, distances = examples(), None
+    if judge:  # a copy that nobody reads would keep every image
+        given, judged = itertools.tee(given)
+        distances = judge.distances(judged)
     try:
         for example, found in predict(given):
             raw = found[..., :-1] if uncertainty else found
@@ -138,7 +140,10 @@ def predict_run(
                     columns = {"distance": f"{distance:.4g}", "unfamiliar": "yes" if unlike else ""}
                     table.add(index, name, columns)
                     if unlike:
-                        print(f"note: {name} is unlike the images that the run was trained on")
+                        print(
+                            f"note: {name} is unlike the images that the run was trained on "
+                            f"(distance {distance:.4g}, beyond {judge.fixed.threshold:.4g})"
+                        )
             except UserError as error:
                 failed(index, error)
                 continue

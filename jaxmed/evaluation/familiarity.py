@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Bool, Float
 from sklearn.covariance import LedoitWolf
 
 FALSE_ALARMS = 0.05
-"""Share of the validation cases that would be called unfamiliar."""
+"""Share of cases like those of the validation part that would be called unfamiliar, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +45,15 @@ class Familiarity:
         Args:
             train: features of training cases.
             held_out: of cases that were not trained on, to which the network is less used.
-            false_alarms: share of them beyond the threshold, at most.
+            false_alarms: share of new cases of their kind that is beyond the threshold, at most, as
+                of conformal prediction (`jaxmed.evaluation.conformal`); of fewer than
+                1 / false_alarms - 1 cases the threshold is the farthest, and promises less.
         """
         gaussian = LedoitWolf().fit(train.astype(np.float64))
         found = cls(gaussian.location_, gaussian.get_precision(), np.inf)
-        distances = found.distance(held_out)
-        threshold = float(np.quantile(distances, 1 - false_alarms, method="higher"))
-        return dataclasses.replace(found, threshold=threshold)
+        distances = np.sort(found.distance(held_out))
+        place = min(math.ceil((len(distances) + 1) * (1 - false_alarms)), len(distances))
+        return dataclasses.replace(found, threshold=float(distances[place - 1]))
 
     def distance(
         self, features: Float[np.ndarray, "cases features"]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import weakref
 
 import imageio.v3 as imageio
 import numpy as np
@@ -11,13 +12,18 @@ from small_runs import small_config
 
 from jaxmed.build.config import config_of_run, read_run, update
 from jaxmed.build.evaluations import evaluate_run
-from jaxmed.build.familiarity import FAMILIARITY_FILE
+from jaxmed.build.familiarity import FAMILIARITY_FILE, tell_unfamiliar
 from jaxmed.build.predictions import predict_run
+from jaxmed.build.preparation import Prepare
 from jaxmed.build.runs import train_run
 from jaxmed.build.trained import load_run
 from jaxmed.data.sources.phantom_files import write_phantoms
 from jaxmed.data.sources.phantoms import Phantoms
 from jaxmed.types import UserError
+
+
+class Held:
+    """What lives as long as the example it is in."""
 
 
 def write_images(folder, images):
@@ -73,6 +79,37 @@ def test_other_kinds_of_images_are_flagged(run, tmp_path, capsys):
         assert flags.mean() >= 0.8, name
         said = capsys.readouterr().out
         assert said.count("is unlike the images that the run was trained on") == flags.sum()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("judged", [300, 0])
+def test_images_are_let_go_as_they_are_predicted(run, tmp_path, monkeypatch, judged):
+    alive, most = weakref.WeakSet(), []
+    whole = Prepare.__call__
+
+    def prepare(self, example):
+        prepared = whole(self, example)
+        alive.add(held := Held())
+        most.append(len(alive))
+        return {**prepared, "held": held}
+
+    monkeypatch.setattr(Prepare, "__call__", prepare)
+    config = config_of_run(read_run(run))
+    update(config, {"evaluation.familiarity": judged}, where="")
+    images = np.random.default_rng(0).integers(0, 256, (200, 32, 32), np.uint8)
+    predict_run(
+        run, [str(write_images(tmp_path / "in", images))], output=tmp_path / "out", config=config
+    )
+    assert len(most) == 200 and max(most) < 150
+
+
+def test_a_share_that_may_be_chance_is_not_told():
+    def told(low):
+        share = {"value": 0.12, "low": low, "high": 0.3, "n": 25}
+        return tell_unfamiliar({"metrics": {"unfamiliar": share}})
+
+    assert told(0.0) == told(0.05) == [] != told(0.11)
+    assert told(None)  # all are, in every resample
 
 
 @pytest.mark.slow

@@ -29,6 +29,15 @@ def test_as_many_of_the_same_kind_are_flagged_as_asked_for():
     assert np.mean(shares) == pytest.approx(0.05, abs=0.01)
 
 
+@pytest.mark.parametrize("cases", range(19, 62))
+def test_never_more_are_expected_than_asked_for(cases):
+    """Of exchangeable cases the next is beyond the k-th of n with probability 1 - k / (n + 1)."""
+    held_out = draw(cases, seed=2)
+    found = Familiarity.fit(draw(50, seed=1), held_out)
+    place = (~found.is_unfamiliar(held_out)).sum()
+    assert 0.05 - 1 / (cases + 1) < 1 - place / (cases + 1) <= 0.05 + 1e-9
+
+
 def test_a_change_where_training_cases_hardly_differ_is_seen():
     found = Familiarity.fit(draw(300, seed=1), draw(300, seed=2))
     # Small beside the whole spread, large along the direction in which nothing varied.
