@@ -13,15 +13,16 @@ from jaxmed.benchmark.timing import Work
 from jaxmed.explanation.explainer import METHODS, Explainer, blurred_baseline
 from jaxmed.explanation.layers import default_layer, list_layers
 from jaxmed.explanation.targets import class_target
+from jaxmed.models.resnet import ResNet, ResNetBackbone
 from jaxmed.training.state import network_variables
 
 SHAPE = (224, 224)
 
 
 def _map_work(method: str) -> Work:
-    model, _, batch = networks.make_resnet()
-    channels = batch["image"].shape[-1]
-    image = np.random.default_rng(0).normal(size=(*SHAPE, channels)).astype(np.float32)
+    # The usual stem for pictures of this size.
+    model = ResNet(2, ResNetBackbone(stem_strides=4))
+    image = np.random.default_rng(0).normal(size=(*SHAPE, 3)).astype(np.float32)
     variables = network_variables(networks.make_state(model, {"image": image[None]})[0])
     shape = jax.ShapeDtypeStruct((1, *image.shape), image.dtype)
     layer = default_layer(list_layers(model, variables, shape))
