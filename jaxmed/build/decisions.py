@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxmed.build.config import write_json
-from jaxmed.build.trained import TrainedRun
+from jaxmed.build.trained import TrainedRun, is_of_run
 from jaxmed.evaluation.bootstrap import bootstrap_weights, intervals
 from jaxmed.evaluation.box_decisions import BoxDecisions, score_boxes
 from jaxmed.evaluation.decisions import (
@@ -141,10 +141,7 @@ def read_decisions(workdir: Path, run: TrainedRun) -> tuple[Decisions | None, in
             f"{path}: cannot be read ({error}); remove it, and make it anew with "
             "evaluate.py --split=val"
         ) from error
-    if sha256 != run.sha256:
-        print(
-            f"note: {path} is of other weights and not used; make it with evaluate.py --split=val"
-        )
+    if not is_of_run(path, sha256, run):
         return None, 0
     return fixed, cases
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -15,13 +14,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build import pieces, preparation
-from jaxmed.build.checks import mirrored_axes
 from jaxmed.build.config import flatten
+from jaxmed.build.forward import make_forward
 from jaxmed.build.members import Member, member_config
 from jaxmed.data.loader import stack_examples
 from jaxmed.inference.predictor import Predictor
-from jaxmed.inference.uncertainty import entropy
-from jaxmed.models.blocks import dropout_by
 from jaxmed.models.convolution import use_onednn
 from jaxmed.training.sharding import (
     AXIS,
@@ -70,6 +67,7 @@ class Experiment:
         self.optimizer, self.schedule, hyper = pieces.make_optimization(config)
         self.hyper: dict[str, Any] = {**hyper, **self.numbers_of(config)}
         self.member_configs = [member_config(config, member) for member in members]
+        self._forwards: dict[tuple[bool, bool], Callable[..., Any]] = {}
         for own in [config, *self.member_configs]:  # traced numbers cannot be checked any more
             pieces.make_augment(own, self.info)
 
@@ -247,74 +245,6 @@ class Experiment:
         one = float((lowered.cost_analysis() or {}).get("flops", 0.0))
         return one * max(1, len(self.members))
 
-    @functools.cache  # noqa: B019  (as long as the experiment: two programs at most)
-    def _forward(self, *, ensemble: bool, uncertain: bool) -> Callable[..., Any]:
-        """Jitted `(variables, numbers, batch) -> predictions`.
-
-        Of an ensemble variables and numbers have the models along their first axis, and their
-        predictions are combined in the same program.
-        """
-        single = functools.partial(self._predict, uncertain=uncertain)
-
-        def several(variables: Any, numbers: Any, batch: dict[str, jax.Array]) -> Any:
-            # One after another, so that the memory for their insides is that of one.
-            each = jax.lax.map(lambda own: single(own[0], own[1], batch), (variables, numbers))
-            return self.task.combine(each)
-
-        return jax.jit(several if ensemble else single)
-
-    def _predict(
-        self,
-        variables: Any,
-        numbers: Mapping[str, Any],
-        batch: dict[str, jax.Array],
-        *,
-        uncertain: bool,
-    ) -> Any:
-        """Predictions of a batch, averaged over mirrored images and dropout if asked."""
-        batch = preparation.make_prepare_batch(self.config, numbers)(batch)
-        flips: list[tuple[int, ...]] = [()]
-        if self.config.evaluation.flips:
-            every = [axis + 1 for axis in mirrored_axes(self.config, self.info)]
-            flips = [
-                axes
-                for count in range(len(every) + 1)
-                for axes in itertools.combinations(every, count)
-            ]
-
-        def sample() -> Any:
-            views = [self._see(variables, batch, axes) for axes in flips]
-            return self._mean(views, uncertain=uncertain)
-
-        draws = self.config.evaluation.dropout_samples
-        if not draws:
-            return sample()
-        rate = numbers.get("model.dropout", self.config.model.dropout)
-
-        def dropped(key: jax.Array) -> Any:
-            with dropout_by(key, rate):
-                return sample()
-
-        keys = jax.random.split(jax.random.key(self.config.seed), draws)
-        return jax.lax.map(dropped, keys).mean(0)
-
-    def _see(self, variables: Any, batch: dict[str, jax.Array], axes: tuple[int, ...]) -> Any:
-        """Predictions of a batch that is mirrored along some axes, mirrored back."""
-        image = jnp.flip(batch["image"], axes) if axes else batch["image"]
-        outputs = self.model.apply(variables, image, train=False)
-        prediction = self.task.predict(outputs, {**batch, "image": image})
-        dense = self.info.task == "segmentation"
-        return jnp.flip(prediction, axes) if axes and dense else prediction
-
-    def _mean(self, samples: list[Any], *, uncertain: bool) -> Any:
-        """The mean of predictions, with that of their entropies where it is asked for."""
-        if uncertain:
-            samples = [
-                jnp.concatenate([p, entropy(p, multilabel=self.info.multilabel)[..., None]], -1)
-                for p in samples
-            ]
-        return samples[0] if len(samples) == 1 else sum(samples) / len(samples)
-
     def predictor(
         self,
         variables: Mapping[str, Any],
@@ -335,7 +265,16 @@ class Experiment:
         numbers = [self.numbers_of(own) for own in configs]
         ensemble = len(members) > 1
         held = jax.tree.map(lambda *x: np.stack(x), *numbers) if ensemble else numbers[0]
-        run = self._forward(ensemble=ensemble, uncertain=uncertain)
+        if (ensemble, uncertain) not in self._forwards:
+            self._forwards[ensemble, uncertain] = make_forward(
+                self.config,
+                self.info,
+                self.model,
+                self.task,
+                ensemble=ensemble,
+                uncertain=uncertain,
+            )
+        run = self._forwards[ensemble, uncertain]
         size = config.evaluation.batch_size or config.data.batch_size
         mesh = self.local_mesh
         size = -(-size // mesh.size) * mesh.size

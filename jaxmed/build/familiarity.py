@@ -13,7 +13,7 @@ import numpy as np
 from jaxmed.build.explained import RunToExplain
 from jaxmed.build.features import FeatureReader
 from jaxmed.build.members import rows_of
-from jaxmed.build.trained import TrainedRun
+from jaxmed.build.trained import TrainedRun, is_of_run
 from jaxmed.evaluation.bootstrap import bootstrap_weights, intervals
 from jaxmed.evaluation.familiarity import FALSE_ALARMS, Familiarity
 from jaxmed.evaluation.support import FEW_CASES
@@ -139,10 +139,7 @@ def read_familiarity(workdir: Path, run: TrainedRun) -> Judge | None:
             f"{path}: cannot be read ({error}); remove it, and make it anew with "
             "evaluate.py --split=val"
         ) from error
-    if sha256 != run.sha256:
-        print(
-            f"note: {path} is of other weights and not used; make it with evaluate.py --split=val"
-        )
+    if not is_of_run(path, sha256, run):
         return None
     return Judge(fixed, cases, FeatureReader(RunToExplain(run, layer=layer)))
 

@@ -128,6 +128,14 @@ def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRu
     return TrainedRun(experiment, variables, data_info, step, sha256, run, tuple(chosen), best)
 
 
+def is_of_run(path: Path, sha256: str, run: TrainedRun) -> bool:
+    """Whether what was fixed on `val` and kept in a file is of the run's weights; told if not."""
+    if sha256 == run.sha256:
+        return True
+    print(f"note: {path} is of other weights and not used; make it with evaluate.py --split=val")
+    return False
+
+
 def tell_diverged(run: TrainedRun) -> list[str]:
     """A sentence for each model that diverged."""
     told = []

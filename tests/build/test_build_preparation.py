@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from small_runs import prepared_experiment
 
+from jaxmed.build.forward import make_forward
 from jaxmed.build.preparation import Prepare
 from jaxmed.data.sources.base import make_example
 from jaxmed.training.state import network_variables
@@ -21,6 +22,11 @@ def test_padding_does_not_count_in_an_image_s_own_statistics():
     np.testing.assert_array_equal(prepared[:, :10], inside.min())
 
 
+def forward_of(experiment):
+    own = experiment.config, experiment.info, experiment.model, experiment.task
+    return make_forward(*own, ensemble=False, uncertain=False)
+
+
 @pytest.mark.parametrize(("given", "mirrored"), [((), [(), (2,)]), ((0,), [(), (1,)])])
 def test_predictions_are_averaged_over_the_mirrorings_of_training_only(given, mirrored):
     settings = {"augmentation.flip_axes": given}
@@ -32,9 +38,9 @@ def test_predictions_are_averaged_over_the_mirrorings_of_training_only(given, mi
 
     def predict(axes):
         image = jnp.flip(batch["image"], axes)
-        return jnp.flip(plain.forward(variables, {}, {**batch, "image": image}), axes)
+        return jnp.flip(forward_of(plain)(variables, {}, {**batch, "image": image}), axes)
 
     expected = sum(predict(axes) for axes in mirrored) / len(mirrored)
-    found = both.forward(variables, {}, batch)
+    found = forward_of(both)(variables, {}, batch)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert float(jnp.abs(found - predict(())).max()) > 1e-4
