@@ -56,7 +56,7 @@ def write_evaluation(
     if folds:
         for figure in figures:
             figure["caption"] += "; all folds in one, though the scores are means over the folds"
-    stated = read_card(workdir)  # a mistake in it is told before the pictures are made
+    stated = read_card(workdir)
     examples = draw_cases(run, source, groups, described, folder / "pictures")
     is_own = summary["data_sha256"] == run.run["data"]["sha256"]
     split = describe_split(workdir, source, is_own=is_own)

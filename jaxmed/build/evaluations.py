@@ -17,6 +17,7 @@ from jaxmed.build.ensembles import Group, make_groups, predict_groups
 from jaxmed.build.evaluation_output import write_evaluation
 from jaxmed.build.familiarity import apply_familiarity, fix_familiarity, tell_unfamiliar
 from jaxmed.build.members import rows_of
+from jaxmed.build.report_facts import read_card
 from jaxmed.build.scored_set import describe_set, read_subgroups
 from jaxmed.build.trained import TrainedRun, check_image, load_run, tell_diverged
 from jaxmed.build.workdir import read_split, read_split_ids
@@ -55,6 +56,7 @@ def evaluate_run(
     """
     workdir = Path(workdir)
     run = load_run(workdir, config)
+    read_card(workdir)  # a mistake in it is told before the work
     if source is None:
         config = run.experiment.config.copy_and_resolve_references()
         # Other data may lack a class, or not name them.

@@ -112,6 +112,7 @@ def warnings_of_run(
             told.append(
                 f"{part}: was evaluated with other weights than those of now; evaluate it again"
             )
+    told += [f"data: {note}" for note in run.run["data"]["notes"] if "too good" in note]
     grave = [f["kind"] for f in findings if f["severity"] in ("error", "warning")]
     if grave:
         told.append(f"data: {', '.join(dict.fromkeys(grave))} (see Data)")

@@ -12,13 +12,13 @@ IMAGE_FOLDERS = ("images", "imagesTr", "image", "imgs")
 MASK_FOLDERS = ("masks", "labelsTr", "mask", "labels", "label", "segmentations")
 
 _LAYOUTS = {
-    "Pascal VOC": "PascalVOC or configs/detect_voc.py",
-    "COCO": "Coco or configs/detect_coco.py",
-    "Medical Segmentation Decathlon": "Decathlon or configs/segment_msd.py",
-    "images and masks": "ImageMaskPairs or configs/segment_pairs.py",
-    "MedMNIST": "MedMNIST or configs/classify_medmnist.py",
+    "Pascal VOC": "PascalVOC, configs/detect_voc.py, or --config.data.layout=voc",
+    "COCO": "Coco, configs/detect_coco.py, or --config.data.layout=coco",
+    "Medical Segmentation Decathlon": "Decathlon, configs/segment_msd.py, or --config.data.layout=msd",
+    "images and masks": "ImageMaskPairs, configs/segment_pairs.py, or --config.data.layout=pairs",
+    "MedMNIST": "MedMNIST, configs/classify_medmnist.py, or --config.data.layout=medmnist",
     "TensorFlow Datasets": "TFDS",
-    "class folders": "ClassFolders or configs/classify_folders.py",
+    "class folders": "ClassFolders, configs/classify_folders.py, or --config.data.layout=class_folders",
 }
 
 

@@ -6,6 +6,7 @@ The items are after CLAIM (Mongan et al., Radiology: AI 2, 2020; Tejani et al. 2
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 
 from jaxmed.evaluation.report_parts.blocks import Block, Heading, Section, Terms, Text
@@ -74,9 +75,9 @@ def check_stated(stated: Mapping[str, object], *, where: str) -> None:
     """
     for key, text in stated.items():
         if key not in KEYS:
-            raise UserError(
-                f"{where}: has {key!r}; the items of a model card are {', '.join(KEYS)}"
-            )
+            near = difflib.get_close_matches(key, KEYS, n=1)
+            meant = f"did you mean {near[0]}?" if near else f"the items are {', '.join(KEYS)}"
+            raise UserError(f"{where}: has {key!r}; {meant}")
         if not isinstance(text, str):
             raise UserError(f"{where}: {key} is {text!r}; it must be text")
 

@@ -198,7 +198,7 @@ def nested(key: str, value: Mapping[str, Any]) -> list[Block]:
             for name, entry in scores.items()
         ]
         head = ("score", "value", "95 % interval", "n")
-        blocks.append(Table(f"{title}: what it is worth", head, rows, 3))
+        blocks.append(Table(f"{title}: scores", head, rows, 3))
     if rest:
         blocks.append(Table(f"{title}: numbers", ("what", "value"), rest))
     return blocks

@@ -85,6 +85,7 @@ SCORES = {
         "Brier score of voxels",
         "mean squared distance of their probabilities from what was true, likewise; 0 is best",
     ),
+    "unfamiliar": Score("share of images unlike those of training", ""),
     "set_coverage": Score(
         "coverage of the sets",
         "share of cases whose true class is in the set of classes given; should be what was asked "
@@ -165,15 +166,15 @@ RANKED_BY = {
 EXPLAINED = {
     "decisions": (
         "What was fixed on the validation part and is applied unchanged to all other data: a "
-        "temperature that makes probabilities mean what they say, from when on something is "
-        "decided for, and sets of classes that hold the true one as often as was asked for. On the "
-        "validation part itself each case is judged by what the others fix (cross-fitting), where "
-        "it can be."
+        "temperature that is to make probabilities mean what they say (it did where the "
+        "calibration error is less than above), the thresholds of decisions, and sets of classes "
+        "that hold the true one as often as was asked for. On the validation part itself each case "
+        "is judged by what the others fix (cross-fitting), where it can be."
     ),
     "familiarity": (
         "Mahalanobis distance to training cases in the features of a layer. Beyond the threshold "
         "an image is called unlike those of training: predictions for it should not be trusted. "
-        "One that is not is only not noticed."
+        "One within the threshold may be of another kind all the same."
     ),
 }
 """What a further part of a summary holds, by its key."""
@@ -188,7 +189,7 @@ _KEYS = {
     "temperature": "temperature (1 changes nothing)",
     "set_threshold": "least probability of a class in a set",
     "coverage": "share of sets that are to hold the true class",
-    "biases": "bias of each class's logit (none: temperature alone)",
+    "biases": "bias of each class's logit (0: temperature alone)",
     "thresholds": "least probability of each class to decide for it",
     "slopes": "slope of each class's logit",
     "intercepts": "intercept of each class's logit",
@@ -197,13 +198,12 @@ _KEYS = {
     "n": "number",
     "cases": "cases",
     "familiarity": "images unlike those of training",
-    "unfamiliar": "share of images unlike those of training",
     "threshold": "least probability of the last class to decide for it (–: the likelier class is)",
     "score_threshold": "least score of a box to be drawn and counted",
     "judged": "judged",
     "independent": "classes independent of each other",
     "ensemble": "models that predict together",
-    "also_in_training": "cases also trained on",
+    "also_in_training": "cases whose names were trained on",
     "parameters_sha256": "digest of the weights (SHA-256)",
     "data_sha256": "digest of the data (SHA-256)",
     "data_path": "place of the data",
