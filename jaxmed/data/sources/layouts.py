@@ -12,13 +12,13 @@ IMAGE_FOLDERS = ("images", "imagesTr", "image", "imgs")
 MASK_FOLDERS = ("masks", "labelsTr", "mask", "labels", "label", "segmentations")
 
 _LAYOUTS = {
-    "Pascal VOC": "PascalVOC, configs/detect_voc.py, or --config.data.layout=voc",
-    "COCO": "Coco, configs/detect_coco.py, or --config.data.layout=coco",
-    "Medical Segmentation Decathlon": "Decathlon, configs/segment_msd.py, or --config.data.layout=msd",
-    "images and masks": "ImageMaskPairs, configs/segment_pairs.py, or --config.data.layout=pairs",
-    "MedMNIST": "MedMNIST, configs/classify_medmnist.py, or --config.data.layout=medmnist",
-    "TensorFlow Datasets": "TFDS",
-    "class folders": "ClassFolders, configs/classify_folders.py, or --config.data.layout=class_folders",
+    "Pascal VOC": ("PascalVOC", "configs/detect_voc.py", "voc"),
+    "COCO": ("Coco", "configs/detect_coco.py", "coco"),
+    "Medical Segmentation Decathlon": ("Decathlon", "configs/segment_msd.py", "msd"),
+    "images and masks": ("ImageMaskPairs", "configs/segment_pairs.py", "pairs"),
+    "MedMNIST": ("MedMNIST", "configs/classify_medmnist.py", "medmnist"),
+    "TensorFlow Datasets": ("TFDS", "a config of the task", "tfds"),
+    "class folders": ("ClassFolders", "configs/classify_folders.py", "class_folders"),
 }
 
 
@@ -46,7 +46,8 @@ def wrong_layout(folder: Path, *, layout: str, expected: str) -> UserError:
     other, nested = guess_layout(folder), nested_layouts(folder)
     same = [child for child, inside in nested.items() if inside == layout]
     if other is not None and other != layout:
-        hint = f"it looks like {other}: use {_LAYOUTS[other]}"
+        source, config, key = _LAYOUTS[other]
+        hint = f"it looks like {other}: use {source}, {config}, or --config.data.layout={key}"
     elif same:
         hint = f"did you mean {same[0]}"
     elif nested:
