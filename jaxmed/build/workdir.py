@@ -38,6 +38,8 @@ FREE = (
     "data.max_boxes",
     "evaluation.batch_size",
     "evaluation.resamples",
+    "evaluation.explain",
+    "evaluation.familiarity",
 )
 
 

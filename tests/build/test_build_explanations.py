@@ -42,7 +42,7 @@ def trained(tmp_path_factory):
 @pytest.mark.slow
 def test_a_classification_is_explained_with_all_methods_and_features(trained, tmp_path):
     rows = explain_run(
-        trained("classification"), output=tmp_path, methods=METHODS, cases=1, features=True
+        trained("classification"), output=tmp_path, methods=list(METHODS), cases=1, features=True
     )
     assert [row["method"] for row in rows] == list(METHODS)
     [integrated] = [row for row in rows if row["method"] == "integrated_gradients"]
