@@ -82,6 +82,7 @@ class RunToExplain:
     def of_member(self, place: int | None) -> RunToExplain:
         """The same of another of the models that were trained together, with what is compiled."""
         other = copy.copy(self)
+        other.random = self.random  # once for all of them
         other._use_member(place)
         return other
 

@@ -117,7 +117,7 @@ def explain_run(
             told = str(error)
             failures.append(told if case.name in told else f"{case.name}: {told}")
             print(f"not explained: {failures[-1]}")
-    write_json(output / "attributions.json", {"step": run.step, "maps": rows})  # type: ignore
+    write_json(output / "attributions.json", {"step": run.step, "maps": rows})
     write_table(output / "attributions.csv", rows)
     print_summary(rows, methods)
     if features:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -59,16 +60,17 @@ def write_features(
             raise UserError(f"--features: the run has no {name} part")
     read = FeatureReader(explained)
     layer = read.layer
-    rows = {name: split[name] for name in parts}
-    found, labels = {}, {}
-    for name, own in rows.items():
-        found[name], labels[name] = _features(read, explained, source, own)
-    _write_table(output / "features.csv", source, rows, found, labels, explained)
+    rows: dict[str, Sequence[int]] = {name: split[name] for name in parts}
+    cases = _Cases(explained, source, output, rows)
+    for name in parts:
+        cases.read(read, name)
+    cases.write_table()
+    found = cases.found
     places, variance = principal_components(found["train"], *[found[p] for p in parts[1:]])
     draw_places(
         output / "pca.png",
         dict(zip(parts, places, strict=True)),
-        labels,
+        cases.labels,
         class_names=explained.classes,
         variance=variance,
     )
@@ -76,163 +78,140 @@ def write_features(
     print(f"{told}, {sum(map(len, rows.values()))} cases -> {output / 'features.csv'}")
     if part == "train":
         return
-    _write_neighbours(output, source, rows, found, labels, explained, part, shown)
-    if labels["train"] and not explained.run.info.multilabel:
-        _write_probe(output, source, rows, found, labels, explained, part, layer.name)
+    cases.write_neighbours(part, shown=shown)
+    if cases.labels["train"] and not explained.run.info.multilabel:
+        cases.write_probe(part, layer=layer.name)
         if part != "val" and split.get("val"):
-            found["val"], labels["val"] = _features(read, explained, source, split["val"])
+            cases.rows["val"] = split["val"]
+            cases.read(read, "val")
         if "val" in found:
-            _write_laplace(output, source, rows, found, labels, explained, part)
+            cases.write_laplace(part)
     else:
         print("note: no linear probe, for the cases have no single label")
 
 
-def _features(
-    read: FeatureReader, explained: RunToExplain, source: Source, rows: Sequence[int]
-) -> tuple[np.ndarray, list[int]]:
-    """Features (cases, channels); and labels, if cases have one."""
-    prepare = explained.run.experiment.prepare
-    found, labels = [], []
-    for example, values in read(prepare(source[row]) for row in rows):
-        found.append(values)
-        if "label" in example and example["label"].ndim == 0:
-            labels.append(int(example["label"]))
-    return np.stack(found), labels
+@dataclasses.dataclass
+class _Cases:
+    """Cases of some parts of a run, and what is written of their features.
 
+    Attributes:
+        explained: the run.
+        source: of the cases.
+        output: folder to write to.
+        rows: of each part.
+        found: features (cases, channels) of each part that was read.
+        labels: likewise the class of each case, empty where they have none.
+    """
 
-def _write_table(
-    path: Path,
-    source: Source,
-    rows: Mapping[str, Sequence[int]],
-    found: dict[str, np.ndarray],
-    labels: dict[str, list[int]],
-    explained: RunToExplain,
-) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        count = next(iter(found.values())).shape[1]
-        writer.writerow(["id", "part", "label", *(f"feature{i}" for i in range(count))])
-        for part, own in rows.items():
-            for place, row in enumerate(own):
-                name = explained.classes[labels[part][place]] if labels[part] else ""
-                values = (f"{x:.6g}" for x in found[part][place])
-                writer.writerow([source.ids[row], part, name, *values])
+    explained: RunToExplain
+    source: Source
+    output: Path
+    rows: dict[str, Sequence[int]]
+    found: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    labels: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
+    def read(self, read: FeatureReader, part: str) -> None:
+        """Read the features of a part, and the labels of its cases."""
+        prepare = self.explained.run.experiment.prepare
+        found: list[np.ndarray] = []
+        labels: list[int] = []
+        for example, values in read(prepare(self.source[row]) for row in self.rows[part]):
+            found.append(values)
+            if "label" in example and example["label"].ndim == 0:
+                labels.append(int(example["label"]))
+        self.found[part], self.labels[part] = np.stack(found), labels
 
-def _write_neighbours(
-    output: Path,
-    source: Source,
-    rows: Mapping[str, Sequence[int]],
-    found: dict[str, np.ndarray],
-    labels: dict[str, list[int]],
-    explained: RunToExplain,
-    part: str,
-    shown: int,
-) -> None:
-    """For each case of the part the cases of train that it looks like."""
-    found_near = nearest_cases(found["train"], found[part], count=_NEIGHBOURS)
-    near, distances = (values.tolist() for values in found_near)
+    def name_of(self, part: str, place: int) -> str:
+        """The class of a case of a part, "" where there is none."""
+        return self.explained.classes[self.labels[part][place]] if self.labels[part] else ""
 
-    def name_of(own: str, place: int) -> str:
-        return explained.classes[labels[own][place]] if labels[own] else ""
+    def write_table(self) -> None:
+        """features.csv: a line a case."""
+        with (self.output / "features.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            count = self.found["train"].shape[1]
+            writer.writerow(["id", "part", "label", *(f"feature{i}" for i in range(count))])
+            for part, own in self.rows.items():
+                for place, row in enumerate(own):
+                    values = (f"{x:.6g}" for x in self.found[part][place])
+                    about = [self.source.ids[row], part, self.name_of(part, place)]
+                    writer.writerow([*about, *values])
 
-    with (output / "neighbours.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "label", "rank", "train_id", "train_label", "distance"])
-        for place, row in enumerate(rows[part]):
-            for rank, (other, away) in enumerate(
-                zip(near[place], distances[place], strict=True), start=1
-            ):
-                train = source.ids[rows["train"][other]], name_of("train", other)
-                writer.writerow(
-                    [source.ids[row], name_of(part, place), rank, *train, f"{away:.6g}"]
-                )
-    pictures = []
-    for place, row in enumerate(rows[part][:shown]):
-        line = [(source[row]["image"], f"{source.ids[row]} {name_of(part, place)}")]
-        for other, away in zip(near[place], distances[place], strict=True):
-            image = source[rows["train"][other]]["image"]
-            line.append((image, f"train {name_of('train', other)} at {away:.2f}"))
-        pictures.append(line)
-    draw_neighbours(output / "neighbours.png", pictures, width=_NEIGHBOURS + 1)
+    def write_neighbours(self, part: str, *, shown: int) -> None:
+        """For each case of the part the cases of train that it looks like."""
+        train, ids = self.rows["train"], self.source.ids
+        nearest = nearest_cases(self.found["train"], self.found[part], count=_NEIGHBOURS)
+        near, distances = (values.tolist() for values in nearest)
+        with (self.output / "neighbours.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["id", "label", "rank", "train_id", "train_label", "distance"])
+            for place, row in enumerate(self.rows[part]):
+                pairs = zip(near[place], distances[place], strict=True)
+                for rank, (other, away) in enumerate(pairs, start=1):
+                    about = [ids[row], self.name_of(part, place), rank]
+                    known = [ids[train[other]], self.name_of("train", other)]
+                    writer.writerow([*about, *known, f"{away:.6g}"])
+        pictures = []
+        for place, row in enumerate(self.rows[part][:shown]):
+            line = [(self.source[row]["image"], f"{ids[row]} {self.name_of(part, place)}")]
+            for other, away in zip(near[place], distances[place], strict=True):
+                image = self.source[train[other]]["image"]
+                line.append((image, f"train {self.name_of('train', other)} at {away:.2f}"))
+            pictures.append(line)
+        draw_neighbours(self.output / "neighbours.png", pictures, width=_NEIGHBOURS + 1)
 
+    def write_probe(self, part: str, *, layer: str) -> None:
+        """probe.json: scores of a linear probe."""
+        if len(set(self.labels["train"])) < 2:
+            print("note: no linear probe, for the training cases are all of one class")
+            return
+        probabilities = linear_probe(
+            self.found["train"],
+            self.labels["train"],
+            self.found[part],
+            classes=len(self.explained.classes),
+        )
+        metrics = self._scores_of(part, probabilities)
+        write_json(self.output / "probe.json", {"part": part, "layer": layer, "metrics": metrics})
+        told = _tell(self.explained.task.main_score, metrics)
+        print(f"linear probe on {layer}: {told}, {len(self.rows[part])} cases of {part}")
 
-def _write_probe(
-    output: Path,
-    source: Source,
-    rows: Mapping[str, Sequence[int]],
-    found: dict[str, np.ndarray],
-    labels: dict[str, list[int]],
-    explained: RunToExplain,
-    part: str,
-    layer: str,
-) -> None:
-    """Scores of a linear probe, as those of the run itself are computed."""
-    if len(set(labels["train"])) < 2:
-        print("note: no linear probe, for the training cases are all of one class")
-        return
-    probabilities = linear_probe(
-        found["train"], labels["train"], found[part], classes=len(explained.classes)
-    )
-    metrics = _scores_of(probabilities, rows[part], labels[part], explained, source)
-    write_json(output / "probe.json", {"part": part, "layer": layer, "metrics": metrics})
-    told = _tell(explained.task.main_score, metrics)
-    print(f"linear probe on {layer}: {told}, {len(rows[part])} cases of {part}")
+    def write_laplace(self, part: str) -> None:
+        """laplace.json: scores of the network's own probabilities, and averaged over its head."""
+        found, head = self.found, self.explained.variables["params"].get("head")
+        if head is None or "kernel" not in head or len(head["kernel"]) != found["train"].shape[1]:
+            return  # the features are not what a last dense layer is given
+        kernel, bias = (np.asarray(head[name], np.float64) for name in ("kernel", "bias"))
+        logits = {name: features @ kernel + bias for name, features in found.items()}
+        layer = LastLayer.of(found["train"], logits["train"])
+        layer = layer.tune(found["val"], logits["val"], np.asarray(self.labels["val"]))
+        before = self._scores_of(part, scipy.special.softmax(logits[part], axis=1))
+        after = self._scores_of(part, layer.predict(found[part], logits[part]))
+        written = {
+            "part": part,
+            "prior_precision": layer.prior_precision,
+            "chosen_on": "val",
+            "as_said": before,
+            "laplace": after,
+        }
+        write_json(self.output / "laplace.json", written)
+        told = f"{_tell('brier', after)}; as the network says {_tell('brier', before)}"
+        print(f"last-layer Laplace: {told}, {len(self.rows[part])} cases of {part}")
 
-
-def _write_laplace(
-    output: Path,
-    source: Source,
-    rows: Mapping[str, Sequence[int]],
-    found: dict[str, np.ndarray],
-    labels: dict[str, list[int]],
-    explained: RunToExplain,
-    part: str,
-) -> None:
-    """Scores of the network's own probabilities, and of those averaged over its last layer."""
-    head = explained.variables["params"].get("head")
-    if head is None or "kernel" not in head or len(head["kernel"]) != found["train"].shape[1]:
-        return  # the features are not what a last dense layer is given
-    kernel, bias = np.asarray(head["kernel"], np.float64), np.asarray(head["bias"], np.float64)
-    logits = {name: features @ kernel + bias for name, features in found.items()}
-    layer = LastLayer.of(found["train"], logits["train"])
-    layer = layer.tune(found["val"], logits["val"], np.asarray(labels["val"]))
-    said = scipy.special.softmax(logits[part], axis=1)
-    averaged = layer.predict(found[part], logits[part])
-    own = (rows[part], labels[part], explained, source)
-    before, after = _scores_of(said, *own), _scores_of(averaged, *own)
-    written = {
-        "part": part,
-        "prior_precision": layer.prior_precision,
-        "chosen_on": "val",
-        "as_said": before,
-        "laplace": after,
-    }
-    write_json(output / "laplace.json", written)
-    told = f"{_tell('brier', after)}; as the network says {_tell('brier', before)}"
-    print(f"last-layer Laplace: {told}, {len(rows[part])} cases of {part}")
-
-
-def _scores_of(
-    probabilities: np.ndarray,
-    rows: Sequence[int],
-    labels: Sequence[int],
-    explained: RunToExplain,
-    source: Source,
-) -> dict[str, Interval]:
-    """Scores of probabilities of a part's cases, as those of the run itself are computed."""
-    scores = {
-        row: explained.task.score(probability, {"label": np.asarray(label)})
-        for row, probability, label in zip(rows, probabilities, labels, strict=True)
-    }
-    config = explained.run.experiment.config
-    return summarize_cases(
-        explained.task,
-        scores,
-        patients=source.patients,
-        resamples=config.evaluation.resamples,
-        seed=config.seed,
-    )
+    def _scores_of(self, part: str, probabilities: np.ndarray) -> dict[str, Interval]:
+        """Scores of probabilities of a part's cases, as those of the run itself are computed."""
+        task, config = self.explained.task, self.explained.run.experiment.config
+        triples = zip(self.rows[part], probabilities, self.labels[part], strict=True)
+        scores = {
+            row: task.score(said, {"label": np.asarray(label)}) for row, said, label in triples
+        }
+        return summarize_cases(
+            task,
+            scores,
+            patients=self.source.patients,
+            resamples=config.evaluation.resamples,
+            seed=config.seed,
+        )
 
 
 def _tell(name: str, metrics: Mapping[str, Interval]) -> str:

@@ -162,7 +162,10 @@ def _voxel_trust(rows: Sequence[Mapping[str, Any]]) -> tuple[str, Figure, str] |
         draw_reliability(axes, curves[0], curves[1] if len(curves) > 1 else None)
         captions.append("Reliability of the class of voxels that may be foreground")
     pairs = np.array([(row["confidence"], 1 - row["dice"]) for row in rows], np.float64)
-    confidence, loss = pairs[np.isfinite(pairs[:, 1])].T
+    pairs = pairs[np.isfinite(pairs[:, 1])]
+    if not len(pairs):
+        return None  # no case has a structure to be found
+    confidence, loss = pairs.T
     draw_risk(axes[-1], confidence, loss, name="1 - dice")
     return "calibration", figure, "; ".join([*captions, RISK])
 

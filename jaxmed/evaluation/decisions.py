@@ -201,8 +201,7 @@ def score_labels(
         said, rows = decided.probabilities[known, c], weights[:, known].astype(np.float64)
         scores = {
             "accuracy": divide(rows @ (positive == called), rows.sum(axis=1)),
-            "sensitivity": divide(rows @ (positive & called), rows @ positive),
-            "specificity": divide(rows @ (~positive & ~called), rows @ ~positive),
+            **_rates(positive, called, rows),
             "ece": expected_calibration_error(positive, said, rows),
             "brier": divide(rows @ (said - positive) ** 2, rows.sum(axis=1)),
         }
@@ -231,8 +230,7 @@ def score_decided(
     scores = {"accuracy": divide(rows @ right, total)}
     if classes == 2:
         positive, called = labels == 1, decided.predicted == 1
-        scores["sensitivity"] = divide(rows @ (positive & called), rows @ positive)
-        scores["specificity"] = divide(rows @ (~positive & ~called), rows @ ~positive)
+        scores |= _rates(positive, called, rows)
         scores["precision"] = divide(rows @ (positive & called), rows @ called)
     truth = labels[:, None] == np.arange(classes)
     if classes == 2:
@@ -247,3 +245,11 @@ def score_decided(
         scores["set_coverage"] = divide(rows @ (decided.sets & truth).any(axis=1), total)
         scores["set_size"] = divide(rows @ decided.sets.sum(axis=1), total)
     return scores
+
+
+def _rates(positive: np.ndarray, called: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Sensitivity and specificity of what was called, under each row of weights."""
+    return {
+        "sensitivity": divide(rows @ (positive & called), rows @ positive),
+        "specificity": divide(rows @ (~positive & ~called), rows @ ~positive),
+    }

@@ -8,7 +8,6 @@ without pyplot, whose global state leaks between threads.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
@@ -214,12 +213,12 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def picture_to_base64(figure: Figure, *, dpi: int = 80) -> str:
-    """A figure as the base64 text of a PNG, for a page that needs no other file."""
+def figure_to_png(figure: Figure, *, dpi: int = 80) -> bytes:
+    """The content of a PNG of a figure, for a page that needs no other file."""
     memory = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(memory, format="png", dpi=dpi)
-    return base64.b64encode(memory.getvalue()).decode("ascii")
+    return memory.getvalue()
 
 
 def clip(text: str, letters: int = _TITLE_LETTERS) -> str:
@@ -300,7 +299,8 @@ class _Boxes:
         below: bool,
     ) -> None:
         """Label and score, at the upper border, or at the lower one to leave room for another."""
-        words = [clip(self.class_names[label], _LABEL_LETTERS)] if self._named(label) else []
+        named = 0 <= label < len(self.class_names)
+        words = [clip(self.class_names[label], _LABEL_LETTERS)] if named else []
         if self.scores is not None:
             words.append(f"{float(self.scores[i]):.2f}")
         column, row, height = corner
@@ -317,9 +317,6 @@ class _Boxes:
             parse_math=False,
             bbox={"facecolor": "black", "alpha": 0.55, "pad": 0.6, "linewidth": 0},
         )
-
-    def _named(self, label: int) -> bool:
-        return 0 <= label < len(self.class_names)
 
 
 def _label_text(example: Mapping[str, np.ndarray], class_names: Sequence[str]) -> str:

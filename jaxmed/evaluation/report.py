@@ -56,8 +56,8 @@ def write_report(
         summaries: by part, what evaluation/PART/summary.json holds; the first is the headline's.
         cases: by group ("worst", "typical", "best", or others), each with `id`, `score`, `told`
             (scores by name), `caption` and a picture, or `pictures` with a `caption` each.
-        curves: figures, each with a picture and a `caption`. A picture is PNG or JPEG: its base64
-            text in `picture_base64`, or its file in `picture`; of cases also a block.
+        curves: figures, each with a `caption` and a `picture`, the content of a PNG or JPEG or its
+            file; of cases also a block.
         shown: of which data the curves and the cases are.
         data: the name of the data set.
         checkpoint: which weights were evaluated.

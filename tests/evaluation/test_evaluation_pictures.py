@@ -13,7 +13,7 @@ from jaxmed.evaluation.pictures import (
     draw_batch,
     draw_case,
     draw_overlay,
-    picture_to_base64,
+    figure_to_png,
 )
 from jaxmed.evaluation.views import choose_view, window
 
@@ -112,7 +112,7 @@ def test_titles_are_clipped_and_not_read_as_formulas():
     axis = new_axis()
     draw_case(axis, np.zeros((8, 8, 1), np.uint8), title="$\\frac{" + "x" * 90)
     assert len(axis.get_title()) == 40
-    assert picture_to_base64(axis.figure)
+    assert figure_to_png(axis.figure)
 
 
 def batch_of(task, **options):

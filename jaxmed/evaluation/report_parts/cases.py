@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,16 +34,13 @@ def picture_limit(pictures: int) -> int:
 def picture_block(
     entry: Mapping[str, Any], *, alt: str, limit: int = _MOST_BYTES
 ) -> Picture | None:
-    """A picture of an entry: PNG or JPEG as base64 text, bytes or a file; None without any."""
-    file = entry.get("picture")
-    if entry.get("picture_base64"):
-        data = base64.b64decode(entry["picture_base64"], validate=True)
-    elif file:
-        data = Path(file).read_bytes()
-    else:
+    """The `picture` of an entry, the content of a PNG or JPEG or its file; None without any."""
+    given = entry.get("picture")
+    if not given:
         return None
-    caption = entry.get("caption", "")
-    return Picture(alt, caption, shrink_picture(data, limit), Path(file) if file else None)
+    file = None if isinstance(given, bytes) else Path(given)
+    data = given if file is None else file.read_bytes()
+    return Picture(alt, entry.get("caption", ""), shrink_picture(data, limit), file)
 
 
 def case_section(

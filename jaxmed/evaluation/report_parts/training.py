@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from jaxmed.evaluation.pictures import picture_to_base64
+from jaxmed.evaluation.pictures import figure_to_png
 from jaxmed.evaluation.report_parts.blocks import Block, Details, Picture, Section, Table
 from jaxmed.evaluation.report_parts.words import number
 
@@ -38,7 +37,7 @@ def training_section(history: Sequence[Mapping[str, Any]], *, main_score: str = 
     panels = [group for group in (losses, dict(list(scores.items())[:_MOST_SCORES])) if group]
     blocks: list[Block] = []
     if panels:
-        data = base64.b64decode(picture_to_base64(_draw_series(panels)))
+        data = figure_to_png(_draw_series(panels))
         what = ", ".join(name for group in panels for name in group)
         blocks.append(Picture(f"Curves over the steps: {what}", "Loss and validation scores", data))
     rows = [[name, str(points[-1][0]), number(points[-1][1])] for name, points in series.items()]
