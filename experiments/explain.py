@@ -26,6 +26,9 @@ CASES = flags.DEFINE_integer("cases", 4, "Number of cases of the part.")
 FEATURES = flags.DEFINE_boolean(
     "features", False, "Also write features of all cases, their map, neighbours and a probe."
 )
+IMPORTANCE = flags.DEFINE_string(
+    "importance", "", "Column of the manifest: which measurements of what is segmented tell it."
+)
 
 
 def main(positional: list[str]) -> None:
@@ -42,6 +45,7 @@ def main(positional: list[str]) -> None:
         part=SPLIT.value,
         cases=CASES.value,
         features=FEATURES.value,
+        importance=IMPORTANCE.value,
         config=cli.workdir_config(),
     )
 

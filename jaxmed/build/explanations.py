@@ -15,8 +15,15 @@ from jaxmed.build import datasets
 from jaxmed.build.config import write_json
 from jaxmed.build.evaluations import find_part
 from jaxmed.build.explained import DEFAULT_METHODS, Explained, RunToExplain, restore_map
-from jaxmed.build.explanation_table import print_summary, short, write_table
+from jaxmed.build.explanation_table import (
+    print_summary,
+    short,
+    summarize_channels,
+    write_table,
+)
+from jaxmed.build.familiarity import Judge, read_familiarity
 from jaxmed.build.feature_tables import write_features
+from jaxmed.build.measured import check_column, write_importance
 from jaxmed.build.predictions import find_inputs
 from jaxmed.build.trained import TrainedRun, check_image, load_run
 from jaxmed.build.workdir import make_folder
@@ -63,6 +70,7 @@ def explain_run(
     part: str = "val",
     cases: int = 4,
     features: bool = False,
+    importance: str = "",
     config: ConfigDict | None = None,
 ) -> list[dict[str, Any]]:
     """Write maps, pictures and checks of what the run says of some cases.
@@ -78,6 +86,8 @@ def explain_run(
         part: of the run's split.
         cases: how many of it.
         features: also write tables and pictures of features of all cases of train and `part`.
+        importance: of a segmentation, a column of the data's manifest: also measure what is
+            segmented in all cases of `part`, and how much each measurement tells of the column.
         config: the run's, with overrides.
 
     Returns:
@@ -100,7 +110,10 @@ def explain_run(
     label = explained.label_of(target)
     if run.info.task == "segmentation" and label == 0:
         raise UserError(f"--target={target}: is the background; choose another class")
-    source = None if inputs and not features else datasets.make_source(run.experiment.config)
+    own_data = features or importance or not inputs
+    source = datasets.make_source(run.experiment.config) if own_data else None
+    column = check_column(run, source, importance) if importance and source else []
+    judge = read_familiarity(workdir, run)
     make_folder(output)
     _tell(explained, methods, baseline)
     rows: list[dict[str, Any]] = []
@@ -112,17 +125,23 @@ def explain_run(
         found = _read_part(run, source, workdir, part, cases)
     for case in found:
         try:
-            rows += _explain_case(case, explained, label, methods, baseline, output)
+            rows += _explain_case(case, explained, label, methods, baseline, output, judge)
         except UserError as error:
             told = str(error)
             failures.append(told if case.name in told else f"{case.name}: {told}")
             print(f"not explained: {failures[-1]}")
-    write_json(output / "attributions.json", {"step": run.step, "maps": rows})
+    channels = summarize_channels(rows)
+    write_json(output / "attributions.json", {"step": run.step, "channels": channels, "maps": rows})
     write_table(output / "attributions.csv", rows)
-    print_summary(rows, methods)
+    print_summary(rows, methods, channels)
     if features:
         assert source is not None
         write_features(explained, source, workdir, part, output, shown=cases)
+    if importance:
+        assert source is not None
+        is_own = digest(source) == run.run["data"]["sha256"]
+        measured, _ = find_part(workdir, source, part, is_own=is_own)
+        write_importance(run, source, measured, column, importance, output)
     print(f"{count_of(len({row['case'] for row in rows}), 'case')} explained -> {output}")
     if failures:
         raise UserError("\n".join([f"{count_of(len(failures), 'case')} not explained", *failures]))
@@ -188,11 +207,13 @@ def _explain_case(
     methods: Sequence[str],
     baseline: str,
     output: Path,
+    judge: Judge | None,
 ) -> list[dict[str, Any]]:
     """Explain one case; the rows of its methods."""
     prepared = explained.run.experiment.prepare(
         {k: v for k, v in case.example.items() if k not in ("mask", "boxes", "box_label")}
     )
+    unlike = {} if judge is None else _judge(case.name, prepared, judge)
     chosen = explained.explain(prepared, label)
     explainer = explained.explainer(chosen)
     blank = BASELINES[baseline](chosen.image)
@@ -224,7 +245,7 @@ def _explain_case(
         about = {"case": case.name, "method": method, "target": chosen.told, "layer": layer}
         rows.append({**about, "score": chosen.score, "baseline": baseline, **checks})
         print(f"{case.name}: {method}: {notes[method]}")
-    extra = _more(case, chosen, explained, blank, output)
+    extra = unlike | _more(case, chosen, explained, blank)
     for row in rows:
         row.update(extra)
     draw_attributions(
@@ -254,8 +275,16 @@ def _on_region(shown: np.ndarray, case: Case, chosen: Explained) -> dict[str, An
     }
 
 
+def _judge(name: str, prepared: Example, judge: Judge) -> dict[str, Any]:
+    """Whether a case is unlike the training images, which is told."""
+    [(_, distance)] = judge.distances([prepared])
+    if note := judge.note(name, distance):
+        print(note)
+    return {"distance": distance, "unfamiliar": bool(note)}
+
+
 def _more(
-    case: Case, chosen: Explained, explained: RunToExplain, blank: np.ndarray, output: Path
+    case: Case, chosen: Explained, explained: RunToExplain, blank: np.ndarray
 ) -> dict[str, Any]:
     """Importance of the channels, and measurements of what was segmented."""
     channels = chosen.image.shape[-1]

@@ -44,6 +44,15 @@ class Judge:
         for example, values in self.read(examples):
             yield example, float(self.fixed.distance(values[None])[0])
 
+    def note(self, name: str, distance: float) -> str:
+        """What to print of a case that is unlike the training images; "" of another."""
+        if distance <= self.fixed.threshold:
+            return ""
+        return (
+            f"note: {name} is unlike the images that the run was trained on (distance "
+            f"{distance:.4g}, beyond {self.fixed.threshold:.4g})"
+        )
+
     def told(self) -> dict[str, Any]:
         """The numbers, for summary.json."""
         return {

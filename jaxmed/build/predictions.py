@@ -136,14 +136,11 @@ def predict_run(
                 if uncertainty:
                     _write_uncertainty(found, index, name, image, example, run, output, table)
                 if judge and distance is not None:
-                    unlike = distance > judge.fixed.threshold
-                    columns = {"distance": f"{distance:.4g}", "unfamiliar": "yes" if unlike else ""}
+                    note = judge.note(name, distance)
+                    columns = {"distance": f"{distance:.4g}", "unfamiliar": "yes" if note else ""}
                     table.add(index, name, columns)
-                    if unlike:
-                        print(
-                            f"note: {name} is unlike the images that the run was trained on "
-                            f"(distance {distance:.4g}, beyond {judge.fixed.threshold:.4g})"
-                        )
+                    if note:
+                        print(note)
             except UserError as error:
                 failed(index, error)
                 continue

@@ -82,7 +82,7 @@ def describe_set(
 
 
 def read_subgroups(
-    source: Source, columns: Sequence[str], *, path: str | Path
+    source: Source, columns: Sequence[str], *, path: str | Path, flag: str = "--subgroups"
 ) -> dict[str, list[str]]:
     """The value of each case in columns of the data's manifest.
 
@@ -90,6 +90,7 @@ def read_subgroups(
         source: the data.
         columns: of its manifest.csv or split.csv.
         path: of the data; of an annotation file the folder that holds it, or the one above.
+        flag: that named the columns, for errors.
 
     Raises:
         UserError: where the data have no such column.
@@ -97,7 +98,7 @@ def read_subgroups(
     if not columns:
         return {}
     if not isinstance(source, FileSource):
-        raise UserError("--subgroups: these data have no manifest.csv with columns of cases")
+        raise UserError(f"{flag}: these data have no manifest.csv with columns of cases")
     root = Path(path).expanduser()
     if root.is_file():
         root = root.parent.parent if root.parent.name == "annotations" else root.parent

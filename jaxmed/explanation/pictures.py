@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -153,6 +154,34 @@ def draw_places(
     told = [f"component {i + 1} ({share:.0%} of the variance)" for i, share in enumerate(variance)]
     axis.set(xlabel=told[0], ylabel=told[1] if len(told) > 1 else "")
     axis.legend(fontsize=8)
+    return save_figure(figure, path)
+
+
+def draw_importance(
+    path: str | Path, importance: Mapping[str, Mapping[str, Any]], *, title: str, most: int = 20
+) -> Path:
+    """Draw a bar and its interval for each name; returns the path.
+
+    Args:
+        path: of the PNG to write.
+        importance: by name, the largest first.
+        title: what the bars are.
+        most: names that are drawn.
+    """
+    shown = {name: entry for name, entry in importance.items() if entry["value"] is not None}
+    shown = dict(list(shown.items())[:most])
+    figure = Figure(figsize=(7, 1.2 + 0.28 * len(shown)), layout="constrained")
+    axis = figure.subplots()
+    for place, entry in enumerate(shown.values()):
+        axis.barh(place, entry["value"], color="#56B4E9")
+        if entry["low"] is not None:
+            axis.plot([entry["low"], entry["high"]], [place, place], color="black", linewidth=1)
+    names = [clip(name, 40).replace("$", r"\$") for name in shown]
+    axis.set_yticks(range(len(shown)), names, fontsize=8)
+    axis.set_ylim(len(shown) - 0.5, -0.5)
+    axis.axvline(0, color="gray", linewidth=1)
+    axis.set_xlabel("value, 95 % interval")
+    axis.set_title(clip(title, 90), fontsize=9, parse_math=False)
     return save_figure(figure, path)
 
 

@@ -9,7 +9,11 @@ from jaxmed.explanation.importance import (
     region_players,
     shapley_values,
 )
-from jaxmed.explanation.measurements import measure, measurement_importance
+from jaxmed.explanation.measurements import (
+    measure,
+    measurement_importance,
+    summarize_mask,
+)
 
 
 @pytest.mark.parametrize("shape", [(12, 12, 2), (8, 8, 8, 1)])
@@ -86,8 +90,40 @@ def test_measurements_are_in_millimetres(ndim):
 def test_the_measurement_that_tells_the_label_is_found():
     rng = np.random.default_rng(0)
     labels = [i % 2 for i in range(60)]
-    table = [{"area": label + 0.1 * rng.normal(), "noise": rng.normal()} for label in labels]
-    found = measurement_importance(table, labels)
-    assert found["area"]["value"] > 0.3 > 0.1 > abs(found["noise"]["value"])
+    table = [
+        {"area": label + 0.1 * rng.normal(), "noise": rng.normal(), "absent": np.nan}
+        for label in labels
+    ]
+    table[3]["area"] = np.nan
+    found = measurement_importance(table, labels, shuffles=5, resamples=200)
+    assert found["accuracy"]["value"] > 0.9
+    assert found["area"]["low"] > 0.3 > 0.1 > abs(found["noise"]["value"])
+    assert found["absent"]["value"] == 0
     with pytest.raises(ValueError, match="four cases"):
         measurement_importance(table[:5], labels[:5])
+
+
+def test_cases_of_a_patient_do_not_tell_each_other():
+    rng = np.random.default_rng(0)
+    # Twenty patients of three cases: the value names the patient, and nothing tells the label.
+    patients = np.repeat(np.arange(20), 3)
+    values, given = rng.permutation(20).astype(float), rng.permutation(np.arange(20) % 2)
+    table = [{"value": values[patient]} for patient in patients]
+    labels = given[patients].tolist()
+    apart = measurement_importance(table, labels, groups=patients.tolist(), shuffles=2)
+    mixed = measurement_importance(table, labels, shuffles=2)
+    assert mixed["accuracy"]["value"] > 0.9 > 0.75 > apart["accuracy"]["value"]
+
+
+def test_a_mask_is_one_row_of_classes_or_of_instances():
+    mask = np.zeros((12, 12), np.int32)
+    mask[1:3, 1:3], mask[5:9, 5:9] = 1, 2
+    image = np.stack([mask, 10 * mask], axis=-1).astype(np.float64)
+    row = summarize_mask(mask, image, class_names=("background", "a", "b", "c"))
+    assert (row["area/a"], row["area/b"], row["area/c"]) == (4, 16, 0)
+    assert row["intensity_mean-1/b"] == 20 and np.isnan(row["intensity_mean-1/c"])
+    row = summarize_mask(mask, image)
+    assert (row["objects"], row["area mean"], row["area sd"]) == (2, 10, 6)
+    empty = summarize_mask(np.zeros_like(mask), image)
+    assert empty["objects"] == 0 and empty.keys() == row.keys()
+    assert np.isnan(empty["area mean"])
