@@ -24,13 +24,12 @@ RUNS = (
 
 def main(positional: list[str]) -> None:
     cli.refuse(positional)
-    from rich.console import Console
     from rich.table import Table
 
     from jaxmed.build.config import update
     from jaxmed.build.predictions import predict_run
     from jaxmed.build.runs import train_run
-    from jaxmed.build.scored_set import score_cells
+    from jaxmed.build.scored_set import print_table, score_cells
     from jaxmed.data.sources.phantom_files import write_phantoms
 
     start = time.monotonic()
@@ -53,7 +52,7 @@ def main(positional: list[str]) -> None:
         summary = json.loads((workdir / "evaluation/val/summary.json").read_text())
         entry = summary["metrics"][score]
         table.add_row(config_name, score, *score_cells(entry), str(workdir / "report.html"))
-    Console().print(table)
+    print_table(table)
     print(f"pictures of new images: {OUTPUT.value}/*/predictions/overlays")
     print(f"{time.monotonic() - start:.0f} s in all")
 

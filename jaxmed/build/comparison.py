@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from jaxmed.build.config import CONFIG_FILE, flatten, write_json
 from jaxmed.build.evaluations import spread_of
-from jaxmed.build.scored_set import score_cells
+from jaxmed.build.scored_set import print_table, score_cells
 from jaxmed.build.workdir import make_folder
 from jaxmed.evaluation.case_rows import ROWS_FILE, load_rows, make_scorer
 from jaxmed.evaluation.comparison import compare_runs, draw_forest
@@ -71,6 +70,8 @@ def compare_evaluations(
     )
     compared = {
         "main_score": task.main_score,
+        "part": ", ".join(sorted({str(summary["part"]) for summary in summaries.values()})),
+        "resamples": resamples,
         "test": "two-sided, paired, by bootstrap; p_holm corrected for the number of runs",
         "resampled": "cases" if compared["groups"] == compared["cases"] else "patients",
         **compared,
@@ -169,7 +170,10 @@ def _print(compared: Mapping[str, Any]) -> None:
     main, against = compared["main_score"], compared["against"]
     cases = count_of(compared["cases"], "shared case")
     resampled = "" if compared["resampled"] == "cases" else f" of {compared['groups']} patients"
-    table = Table(title=f"{cases}{resampled}; differences to {against}")
+    part, drawn = compared["part"], compared["resamples"]
+    table = Table(
+        title=f"{part}: {cases}{resampled}, {drawn:,} resamples; differences to {against}"
+    )
     for head in ("run", "score", "value (95 % interval)", "difference", "p"):
         left = head in ("run", "score")
         table.add_column(
@@ -184,7 +188,7 @@ def _print(compared: Mapping[str, Any]) -> None:
         if "win" in found:
             told = f"{found['win']} won, {found['tie']} tied, {found['lose']} lost"
             table.add_row("", "cases", "", told, "")
-    Console().print(table)
+    print_table(table)
     several = len(compared["runs"]) > 2
     print("p: two-sided, paired, by bootstrap" + ("; corrected for the runs (Holm)" * several))
     for seeds in compared["seeds"]:

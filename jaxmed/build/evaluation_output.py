@@ -13,7 +13,7 @@ from jaxmed.build.config import config_of_run, flatten
 from jaxmed.build.ensembles import Group
 from jaxmed.build.planning import QUALITY_FILE, read_findings
 from jaxmed.build.report_facts import card_facts, describe_split, read_card, warnings_of_run
-from jaxmed.build.scored_set import print_summary, score_cells, write_set
+from jaxmed.build.scored_set import print_summary, print_table, score_cells, write_set
 from jaxmed.build.trained import TrainedRun
 from jaxmed.evaluation import curves
 from jaxmed.evaluation.report import write_report
@@ -86,7 +86,6 @@ def _note_replacement(path: Path, summary: Mapping[str, Any]) -> None:
 
 def print_members(summary: Mapping[str, Any], main_score: str) -> None:
     """Print the main score of each model on its own validation part."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{main_score} of each model on its own validation part")
@@ -97,7 +96,7 @@ def print_members(summary: Mapping[str, Any], main_score: str) -> None:
         value, interval = score_cells(entry)
         chosen = "yes" if member["chosen"] else ""
         table.add_row(member["name"], str(member["step"]), value, interval, chosen)
-    Console().print(table)
+    print_table(table)
     spread = summary["spread"].get(main_score)
     if spread is not None:
         told = f"mean {spread['mean']:.3f}, standard deviation {spread['std']:.3f}"

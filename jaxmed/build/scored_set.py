@@ -20,6 +20,7 @@ from jaxmed.types import DatasetInfo, Row, Source, Task, UserError
 
 SHOWN_SCORES = 2
 """Of each subgroup in the printed table; summary.json has all."""
+_FILE_WIDTH = 120
 
 
 def describe_set(
@@ -139,7 +140,7 @@ def print_summary(summary: Mapping[str, Any], *, title: str) -> None:
         if name == "accuracy" and "no_information_rate" in summary:
             rate = f"{summary['no_information_rate']:.3f}"
             table.add_row("  always the commonest class", rate, "", "")
-    Console().print(table)
+    print_table(table)
     if "prevalence" in summary:
         shares = summary["prevalence"].items()
         print("prevalence: " + ", ".join(f"{name} {share:.1%}" for name, share in shares))
@@ -163,7 +164,7 @@ def _print_subgroups(column: str, found: Mapping[str, Any], main_score: str) -> 
         cells = [" ".join(_brackets(group["metrics"].get(score))) for score in shown]
         difference = " ".join(_brackets(group.get("differences", {}).get(shown[0])))
         table.add_row(name, str(group["n"]), *cells, difference)
-    Console().print(table)
+    print_table(table)
     few = [name for name, group in groups.items() if group["few"]]
     if few:
         print(f"note: too few cases for a score of {column} {', '.join(few)}")
@@ -174,6 +175,12 @@ def _brackets(entry: Mapping[str, Any] | None) -> tuple[str, ...]:
         return ("",)
     value, interval = score_cells(entry)
     return value, f"({interval})"
+
+
+def print_table(table: Table) -> None:
+    """Print a table as wide as the terminal; into a file, where lines are not cut, wider."""
+    console = Console()
+    (console if console.is_terminal else Console(width=_FILE_WIDTH)).print(table)
 
 
 def score_cells(entry: Mapping[str, Any]) -> tuple[str, str]:
