@@ -41,11 +41,6 @@ KINDS = {
 Decisions = ClassDecisions | LabelDecisions | BoxDecisions | MaskDecisions
 
 
-def can_decide(run: TrainedRun) -> bool:
-    """Whether there is anything to fix: not of masks of instances."""
-    return not run.info.instances
-
-
 def _kind(run: TrainedRun) -> str:
     return "several labels" if run.info.multilabel else run.info.task
 
@@ -93,7 +88,7 @@ def fix_decisions(
     if is_first():
         known = {"parameters_sha256": run.sha256, "cases": len(rows), **numbers}
         write_json(workdir / DECISIONS_FILE, known)
-    metrics = intervals(samples, cases=len(rows))
+    metrics = intervals(samples, cases=len(rows), groups=_groups(scores, source))
     return {"fixed_on": "val", "cases": len(rows), "judged": judged, **numbers, "metrics": metrics}
 
 
@@ -113,7 +108,7 @@ def apply_decisions(
     else:
         labels, probabilities = _arrays(rows)
         samples = _note_classes(rows, labels, fixed.decide(probabilities), weights)
-    metrics = intervals(samples, cases=len(rows))
+    metrics = intervals(samples, cases=len(rows), groups=_groups(scores, source))
     numbers = dataclasses.asdict(fixed)
     return {"fixed_on": "val", "cases": cases, "judged": "here", **numbers, "metrics": metrics}
 
@@ -130,7 +125,7 @@ def read_decisions(workdir: Path, run: TrainedRun) -> tuple[Decisions | None, in
     Those of other weights, as of a training that went on since, are told and not used.
     """
     path = workdir / DECISIONS_FILE
-    if not can_decide(run) or not path.is_file():
+    if not path.is_file():
         return None, 0
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -190,3 +185,9 @@ def _weights(run: TrainedRun, scores: Mapping[int, Row], source: Source) -> np.n
     groups = None if source.patients is None else [source.patients[row] for row in scores]
     resamples = settings.evaluation.resamples
     return bootstrap_weights(len(scores), groups=groups, resamples=resamples, seed=settings.seed)
+
+
+def _groups(scores: Mapping[int, Row], source: Source) -> int | None:
+    """How many patients the scored cases are of; None where they are not known."""
+    patients = source.patients
+    return None if patients is None else len({patients[row] for row in scores})

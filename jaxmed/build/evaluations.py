@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxmed.build import datasets
 from jaxmed.build.config import differences, flatten
-from jaxmed.build.decisions import apply_decisions, can_decide, fix_decisions
+from jaxmed.build.decisions import apply_decisions, fix_decisions
 from jaxmed.build.ensembles import Group, make_groups, predict_groups
 from jaxmed.build.evaluation_output import write_evaluation
 from jaxmed.build.familiarity import apply_familiarity, fix_familiarity, tell_unfamiliar
@@ -132,9 +132,8 @@ def evaluate_run(
         "also_in_training": overlap,
         "notes": notes,
     }
-    if can_decide(run):
-        settle = fix_decisions if part == "val" and is_own else apply_decisions
-        summary["decisions"] = settle(workdir, run, scores, source)
+    settle = fix_decisions if part == "val" and is_own else apply_decisions
+    summary["decisions"] = settle(workdir, run, scores, source)
     if part == "val" and is_own:
         familiarity = fix_familiarity(workdir, run, source, read_split(workdir, source))
     else:

@@ -150,11 +150,14 @@ class Segmentation:
             yield band.argmax(-1).astype(np.int32)
 
     def observe(self, prediction: Any, example: Example) -> Row:
-        """How sure the mask is, and of masks by class a sample of its voxels' probabilities."""
+        """How sure the mask is, and a sample of its voxels' probabilities of `output_classes`."""
         said = np.asarray(prediction)
         noted: Row = {"confidence": mask_confidence(said)}
-        if not self.instances and "mask" in example:
-            noted |= sample_voxels(said, example["mask"], seed=int(example["index"]))
+        if "mask" in example:
+            truth = np.asarray(example["mask"])
+            if self.instances:
+                truth = np.asarray(instance_targets(jnp.asarray(truth[None]))[0])
+            noted |= sample_voxels(said, truth, seed=int(example["index"]))
         return noted
 
     def score(self, prediction: Any, example: Example) -> Row:

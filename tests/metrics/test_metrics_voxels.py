@@ -85,3 +85,15 @@ def test_the_task_notes_scores_and_summarises_voxels():
     # Scored without a network nothing is known of its confidence.
     plain = task.score(masks(1)[0][1], {"mask": masks(1)[0][1], "spacing": np.ones(2)})
     assert "aurc" not in task.summarize([plain], weights=np.ones((1, 1)))
+
+
+def test_voxels_of_instances_are_of_the_classes_that_the_network_learns():
+    task = Segmentation(["background", "cell"], instances=True)
+    mask = np.zeros((9, 9), np.int32)
+    mask[1:6, 1:6], mask[7, 7], mask[8] = 4, 9, -1
+    said = np.full((9, 9, 3), 1 / 3)
+    noted = task.observe(said, {"mask": mask, "index": np.int32(0)})
+    counts = np.bincount(noted["voxel_labels"], minlength=3)
+    # 3 x 3 voxels are inside of the large one; a single voxel, beside an ignored row, is border.
+    assert counts.tolist() == [72 - 26, 9, 17]
+    assert noted["voxel_probabilities"].shape == (72, 3)
