@@ -12,9 +12,9 @@ import numpy as np
 from jaxmed.build.config import write_json
 from jaxmed.build.scored_set import read_subgroups, score_cells
 from jaxmed.build.trained import TrainedRun
-from jaxmed.explanation.measurements import measurement_importance, summarize_mask
+from jaxmed.explanation.measurements import FEWEST, measurement_importance, summarize_mask
 from jaxmed.explanation.pictures import draw_importance
-from jaxmed.types import Example, Source, UserError
+from jaxmed.types import Example, Source, UserError, count_of
 
 _SHOWN = 8
 """Measurements in the printed list; importance.json has all."""
@@ -73,16 +73,23 @@ def write_importance(
             mask, original["image"], spacing=original["spacing"], class_names=names
         )
     _write_table(output / "measurements.csv", source, table, values, column)
-    known = [row for row in table if values[row]]
-    labels = sorted({values[row] for row in known})
-    if len(labels) > _MOST_VALUES:
-        raise UserError(
-            f"--importance={column}: has {len(labels)} different values among {len(known)} cases; "
-            f"give a column of at most {_MOST_VALUES}, such as a diagnosis"
-        )
     patients = source.patients
+    clusters: dict[str, set[Any]] = {}
+    for row in table:
+        clusters.setdefault(values[row], set()).add(row if patients is None else patients[row])
+    clusters.pop("", None)
+    if len(clusters) > _MOST_VALUES:
+        raise UserError(
+            f"--importance={column}: has {len(clusters)} different values among {len(table)} "
+            f"cases; give a column of at most {_MOST_VALUES}, such as a diagnosis"
+        )
+    labels = sorted(label for label, own in clusters.items() if len(own) >= FEWEST)
+    for label in sorted(clusters.keys() - labels):
+        told_count = count_of(len(clusters[label]), "case" if patients is None else "patient")
+        print(f"note: {column} {label} is left out, of which there is but {told_count}")
+    known = [row for row in table if values[row] in labels]
     try:
-        metrics = measurement_importance(
+        found = measurement_importance(
             [table[row] for row in known],
             [labels.index(values[row]) for row in known],
             groups=None if patients is None else [patients[row] for row in known],
@@ -91,23 +98,18 @@ def write_importance(
     except ValueError as error:
         print(f"note: no importance for {column}: {error}; measurements.csv is written")
         return None
-    accuracy = metrics.pop("accuracy")
     counts = {label: sum(values[row] == label for row in known) for label in labels}
-    told: dict[str, Any] = {
-        "column": column,
-        "cases": counts,
-        "accuracy": accuracy,
-        "no_information_rate": max(counts.values()) / len(known),
-        "importance": dict(sorted(metrics.items(), key=lambda item: -(item[1]["value"] or 0))),
-    }
+    rate = max(counts.values()) / len(known)
+    told = {"column": column, "cases": counts, "no_information_rate": rate, **found}
     write_json(output / "importance.json", told)
-    draw_importance(
-        output / "importance.png",
-        told["importance"],
-        title=f"fall in the accuracy of telling {column} when a measurement is shuffled",
-    )
+    draw_importance(output / "importance.png", _ranked(told), told["fall"], column=column)
     _print(told, output)
     return told
+
+
+def _ranked(told: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy of each measurement alone, the best first."""
+    return dict(sorted(told["alone"].items(), key=lambda item: -item[1]["value"]))
 
 
 def _write_table(
@@ -131,9 +133,10 @@ def _print(told: dict[str, Any], output: Path) -> None:
     value, interval = score_cells(told["accuracy"])
     print(f"importance of measurements for {column} ({cases}) -> {output / 'importance.json'}")
     print(
-        f"  forests on measurements are right in {value} ({interval}) of cases they did not see; "
-        f"always the commonest: {told['no_information_rate']:.3f}"
+        f"  all measurements tell {column} rightly in {value} ({interval}) of cases that the "
+        f"forest did not see; always the commonest: {told['no_information_rate']:.3f}"
     )
-    for name, entry in list(told["importance"].items())[:_SHOWN]:
-        value, interval = score_cells(entry)
-        print(f"  {name:<32} {value} ({interval})")
+    print(f"  {'measurement':<36} {'right with it alone':<24} fall where it is shuffled")
+    for name, entry in list(_ranked(told).items())[:_SHOWN]:
+        cells = [" (".join(score_cells(own)) + ")" for own in (entry, told["fall"][name])]
+        print(f"  {name:<36} {cells[0]:<24} {cells[1]}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
 from jaxmed.evaluation.bootstrap import Interval, bootstrap_weights, intervals
+from jaxmed.metrics import divide
 
 MEASURED = (
     "area",
@@ -23,6 +24,9 @@ MEASURED = (
     "intensity_max",
 )
 """Properties of `skimage.measure.regionprops` that images and volumes have in common."""
+_TREES = 100
+FEWEST = 4
+"""Cases of a label, or patients where they are known, that importance can be told of."""
 
 
 def measure(
@@ -106,14 +110,14 @@ def measurement_importance(
     shuffles: int = 20,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, Interval]:
-    """Permutation importance of measurements for a label, of forests on cases they did not see.
+) -> dict[str, Any]:
+    """How well measurements tell a label, all together, each less, and each alone.
 
-    The fall in accuracy when the values of a measurement are shuffled among the cases that a forest
-    is tested on (Breiman 2001, doi 10.1023/A:1010933404324). Each case is tested once, by a forest
-    grown on the other folds. Measurements that tell the same share what they tell: each then looks
-    less important than it is. Intervals are of the cases under these forests; they do not tell
-    what other forests would find.
+    Random forests (Breiman 2001, doi 10.1023/A:1010933404324) tell it; each case is tested once, by
+    a forest grown on the other folds. The fall in accuracy where a measurement is shuffled among
+    the tested cases is its permutation importance. Of measurements that say the same it is small,
+    as the others stand in; how well each tells the label alone shows them. Intervals are of the
+    cases under these forests, not of what other forests would find.
 
     Args:
         table: one row a case, all of the same names; NaN where a measurement is undefined.
@@ -126,42 +130,53 @@ def measurement_importance(
         seed: of folds, forests, shuffles and resamples.
 
     Returns:
-        `accuracy` of the forests, and for each name the fall, with intervals over the cases.
+        `accuracy` of the forests, and by name `fall` and `alone` (accuracy), all with intervals.
 
     Raises:
-        ValueError: fewer than four cases (groups) of a label.
+        ValueError: fewer than two labels, or than `FEWEST` cases (groups) of one.
     """
     classes, given = np.unique(np.asarray(labels), return_inverse=True)
     numbers: dict[Hashable, int] = {}
     named = range(len(given)) if groups is None else groups
     clusters = np.array([numbers.setdefault(name, len(numbers)) for name in named])
-    fewest = min(len(np.unique(clusters[given == number])) for number in range(len(classes)))
-    if len(classes) < 2 or fewest < 4:
-        raise ValueError("expected two labels or more, of four cases (patients) each at least")
+    counts = [len(np.unique(clusters[given == number])) for number in range(len(classes))]
+    if len(counts) < 2 or min(counts) < FEWEST:
+        raise ValueError(f"expected two labels or more, of {FEWEST} cases (patients) each at least")
     names = list(table[0])
     values = np.array([[row[name] for name in names] for row in table], np.float64)
     rng = np.random.default_rng(seed)
     right = np.zeros(len(given))
-    shuffled = np.zeros((len(names), len(given)))
-    cut = StratifiedGroupKFold(min(folds, fewest), shuffle=True, random_state=seed)
+    shuffled, alone = np.zeros((2, len(names), len(given)))
+    cut = StratifiedGroupKFold(min(folds, *counts), shuffle=True, random_state=seed)
     for grown, tested in cut.split(values, given, clusters):
         # A forest takes NaN, but no column that holds nothing else.
-        known = np.flatnonzero(np.isfinite(values[grown]).any(axis=0))
-        forest = RandomForestClassifier(100, random_state=seed)
-        forest.fit(values[np.ix_(grown, known)], given[grown])
-        own, truth = values[np.ix_(tested, known)], given[tested]
-        right[tested] = forest.predict(own) == truth
+        known = np.isfinite(values[grown]).any(axis=0)
+        tell = _grow(values[grown][:, known], given[grown], seed)
+        own, truth = values[tested][:, known], given[tested]
+        right[tested] = tell(own) == truth
         shuffled[:, tested] = right[tested]
-        for place, column in enumerate(known):
+        commonest = np.bincount(given[grown]).argmax()
+        alone[:, tested] = truth == commonest
+        for place, column in enumerate(np.flatnonzero(known)):
             changed = np.tile(own, (shuffles, 1))
             drawn = [rng.permutation(own[:, place]) for _ in range(shuffles)]
             changed[:, place] = np.concatenate(drawn)
-            found = forest.predict(changed).reshape(shuffles, -1) == truth
-            shuffled[column, tested] = found.mean(axis=0)
+            shuffled[column, tested] = (tell(changed).reshape(shuffles, -1) == truth).mean(axis=0)
+            one = _grow(values[grown][:, [column]], given[grown], seed)
+            alone[column, tested] = one(own[:, [place]]) == truth
     weights = bootstrap_weights(
         len(given), groups=clusters.tolist(), resamples=resamples, seed=seed
     ).astype(np.float64)
-    weights /= weights.sum(axis=1, keepdims=True)
-    samples = {"accuracy": weights @ right}
-    samples |= {name: weights @ (right - own) for name, own in zip(names, shuffled, strict=True)}
-    return intervals(samples, cases=len(given), groups=len(numbers))
+
+    def told(rows: np.ndarray) -> dict[str, Interval]:
+        means = divide(weights @ rows.T, weights.sum(axis=1, keepdims=True))
+        samples = dict(zip(names, means.T, strict=True))
+        return intervals(samples, cases=len(given), groups=len(numbers))
+
+    accuracy = told(np.tile(right, (len(names), 1)))[names[0]]
+    return {"accuracy": accuracy, "fall": told(right - shuffled), "alone": told(alone)}
+
+
+def _grow(values: np.ndarray, labels: np.ndarray, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    """What a forest grown on these cases takes others for."""
+    return RandomForestClassifier(_TREES, random_state=seed).fit(values, labels).predict

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from jaxmed.evaluation.pictures import CLASS_COLOURS, clip, save_figure
 from jaxmed.evaluation.views import View, choose_view, window
@@ -158,30 +159,38 @@ def draw_places(
 
 
 def draw_importance(
-    path: str | Path, importance: Mapping[str, Mapping[str, Any]], *, title: str, most: int = 20
+    path: str | Path,
+    alone: Mapping[str, Mapping[str, Any]],
+    fall: Mapping[str, Mapping[str, Any]],
+    *,
+    column: str,
+    most: int = 20,
 ) -> Path:
-    """Draw a bar and its interval for each name; returns the path.
+    """Draw what `measurement_importance` found; returns the path.
 
     Args:
         path: of the PNG to write.
-        importance: by name, the largest first.
-        title: what the bars are.
-        most: names that are drawn.
+        alone: accuracy of each measurement alone, in the order to draw them in.
+        fall: in accuracy where it is shuffled.
+        column: what is told.
+        most: measurements that are drawn.
     """
-    shown = {name: entry for name, entry in importance.items() if entry["value"] is not None}
-    shown = dict(list(shown.items())[:most])
-    figure = Figure(figsize=(7, 1.2 + 0.28 * len(shown)), layout="constrained")
-    axis = figure.subplots()
-    for place, entry in enumerate(shown.values()):
-        axis.barh(place, entry["value"], color="#56B4E9")
-        if entry["low"] is not None:
-            axis.plot([entry["low"], entry["high"]], [place, place], color="black", linewidth=1)
-    names = [clip(name, 40).replace("$", r"\$") for name in shown]
-    axis.set_yticks(range(len(shown)), names, fontsize=8)
-    axis.set_ylim(len(shown) - 0.5, -0.5)
-    axis.axvline(0, color="gray", linewidth=1)
-    axis.set_xlabel("value, 95 % interval")
-    axis.set_title(clip(title, 90), fontsize=9, parse_math=False)
+    names = list(alone)[:most]
+    figure = Figure(figsize=(10, 1.2 + 0.28 * len(names)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axis, entries in ((left, alone), (right, fall)):
+        for place, entry in enumerate(entries[name] for name in names):
+            axis.barh(place, entry["value"], color="#56B4E9")
+            if entry["low"] is not None:
+                axis.plot([entry["low"], entry["high"]], [place, place], color="black", lw=1)
+        axis.axvline(0, color="gray", linewidth=1)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+    shown = [clip(name, 40).replace("$", r"\$") for name in names]
+    left.set_yticks(range(len(names)), shown, fontsize=8)
+    left.set_ylim(len(names) - 0.5, -0.5)
+    told = clip(column, 30).replace("$", r"\$")
+    left.set(title=f"accuracy of telling {told} by it alone", xlabel="value, 95 % interval")
+    right.set(title="fall of all together where it is shuffled", xlabel="value, 95 % interval")
     return save_figure(figure, path)
 
 

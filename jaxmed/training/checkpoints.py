@@ -6,8 +6,12 @@ disagree, and a save without an evaluation displaces nothing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxmed.training.faults import disk_fault
 from jaxmed.training.processes import is_first, wait_for_all
 from jaxmed.training.state import TrainState
 from jaxmed.types import UserError
@@ -23,6 +28,7 @@ from jaxmed.types import UserError
 # A folder STEP.replaced is the former checkpoint of a step that is being saved once more; one
 # STEP.superseded is ahead of the state that training went on from, and is left to the user.
 REPLACED = ".replaced"
+SEAL = "checksums.json"
 SUPERSEDED = ".superseded"
 
 
@@ -66,21 +72,16 @@ class Checkpoints:
         """
         step = int(state.step)
         best = _best_step(state.best)
-        self._manager.wait_until_finished()
+        self.wait()
         self._policy.best = best
         replaced = self._make_way(step)
         args = ocp.args.Composite(state=ocp.args.StandardSave(_to_tree(state)))
-        try:
+        with self._telling(f"step {step}"):
             saved = self._manager.save(step, args=args)
-            if wait or replaced:
-                self._manager.wait_until_finished()
-        except OSError as error:
-            raise UserError(
-                f"{self.directory}: cannot save step {step} ({error}); make room or use another "
-                "workdir"
-            ) from error
         if not saved:
             raise RuntimeError(f"{self.directory}: orbax left out the checkpoint of step {step}")
+        if wait or replaced:
+            self.wait()
         if replaced is not None and is_first():
             shutil.rmtree(replaced)
 
@@ -121,16 +122,42 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Of the checkpoint with the best main score; None before the first evaluation."""
-        self._manager.wait_until_finished()
+        self.wait()
         return best_step(self.directory)
 
     def wait(self) -> None:
-        """Return when all is written."""
-        self._manager.wait_until_finished()
+        """Return when all is written, and sealed: see `_seal`.
+
+        Raises:
+            UserError: where the disk refuses.
+        """
+        with self._telling("a checkpoint"):
+            self._manager.wait_until_finished()
+            if is_first():
+                for number in self.steps():
+                    _seal(self.directory / str(number))
 
     def close(self) -> None:
         """Write what is left and end the background threads."""
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
+        """Say it where the disk refuses, of which libraries raise errors of many types."""
+        try:
+            yield
+        except Exception as error:
+            if fault := disk_fault(error):
+                left = max(self.steps(), default=None)
+                goes_on = "" if left is None else f", from step {left}"
+                raise UserError(
+                    f"{self.directory}: cannot save {what} ({fault}); make room and give the same "
+                    f"command again, which goes on{goes_on}"
+                ) from error
+            raise
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -286,6 +313,9 @@ def _wanted(directory: Path, step: int | str | None) -> list[int]:
         raise UserError(f"{directory}: there is no checkpoint; train first, or check the path")
     if step == "best":
         step = best_step(directory)
+        if step is not None and step not in steps:
+            print(f"{directory}: the best checkpoint, of step {step}, is gone; the latest is used")
+            step = None
     if step is None:
         return steps[::-1]
     if int(step) not in steps:
@@ -299,9 +329,10 @@ def _best_step(best: Any) -> int | None:
 
 
 def _read_first(directory: Path, steps: list[int], read: Callable[[int], Any]) -> Any:
-    """What `read` returns of the first step that it can read."""
+    """What `read` returns of the first step that is whole and that it can read."""
     for number in steps:
         try:
+            _check_seal(directory / str(number))
             return read(number)
         except UserError:
             raise
@@ -309,9 +340,48 @@ def _read_first(directory: Path, steps: list[int], read: Callable[[int], Any]) -
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             message = f"{directory}/{number}: the checkpoint cannot be read ({reason})"
             if number == steps[-1]:
-                raise UserError(message) from error
+                advice = "restore it from a copy, or train anew in another workdir"
+                if others := [str(n) for n in _steps(directory) if n not in steps]:
+                    advice = f"restore it from a copy, or remove it to use step {others[-1]}"
+                raise UserError(f"{message}; {advice}") from error
             print(f"{message}; trying the one before")
     raise AssertionError("called with at least one step")
+
+
+def _checksums(folder: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file of a checkpoint, by its path within."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != SEAL:
+            with path.open("rb") as file:
+                size = crc = 0
+                while part := file.read(2**22):
+                    size, crc = size + len(part), zlib.crc32(part, crc)
+            found[path.relative_to(folder).as_posix()] = [size, crc]
+    return found
+
+
+def _seal(folder: Path) -> None:
+    """Note what a finished checkpoint consists of: its format does not tell changed numbers."""
+    if not (folder / SEAL).exists():
+        draft = folder / f"{SEAL}.part"
+        draft.unlink(missing_ok=True)
+        text = json.dumps(_checksums(folder))
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, folder / SEAL)
+
+
+def _check_seal(folder: Path) -> None:
+    """ValueError where a checkpoint is not what it was when it was sealed.
+
+    One without a seal, as a kill right after it was written leaves it, is taken as it is.
+    """
+    if not (folder / SEAL).is_file():
+        return
+    noted, found = json.loads((folder / SEAL).read_text(encoding="utf-8")), _checksums(folder)
+    for name in [*noted, *found]:
+        if noted.get(name) != found.get(name):
+            raise ValueError(f"{name} is damaged")
 
 
 def _metadata(directory: Path, step: int) -> Any:

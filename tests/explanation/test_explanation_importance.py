@@ -97,10 +97,19 @@ def test_the_measurement_that_tells_the_label_is_found():
     table[3]["area"] = np.nan
     found = measurement_importance(table, labels, shuffles=5, resamples=200)
     assert found["accuracy"]["value"] > 0.9
-    assert found["area"]["low"] > 0.3 > 0.1 > abs(found["noise"]["value"])
-    assert found["absent"]["value"] == 0
-    with pytest.raises(ValueError, match="four cases"):
+    fall, alone = found["fall"], found["alone"]
+    assert fall["area"]["low"] > 0.3 > 0.1 > abs(fall["noise"]["value"])
+    assert alone["area"]["value"] > 0.9 > 0.7 > alone["noise"]["value"]
+    assert fall["absent"]["value"] == 0 and alone["absent"]["value"] <= 0.5
+    with pytest.raises(ValueError, match="4 cases"):
         measurement_importance(table[:5], labels[:5])
+
+
+def test_measurements_that_say_the_same_stand_in_for_each_other():
+    table = [{"area": float(i % 2), "diameter": float(i % 2)} for i in range(40)]
+    found = measurement_importance(table, [i % 2 for i in range(40)], shuffles=2)
+    assert found["alone"]["area"]["value"] == found["alone"]["diameter"]["value"] == 1
+    assert max(entry["value"] for entry in found["fall"].values()) < 0.4
 
 
 def test_cases_of_a_patient_do_not_tell_each_other():

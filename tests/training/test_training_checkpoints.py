@@ -1,7 +1,14 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
 
 from jaxmed.training.checkpoints import Checkpoints, best_step, merge_params, restore_variables
 from jaxmed.training.optimizers import make_optimizer
@@ -10,10 +17,10 @@ from jaxmed.training.state import best_after, init_state
 from jaxmed.types import UserError
 
 
-def make_state(key, *, classes=4, optimizer="adamw", ema=True):
+def make_state(key, *, classes=4, optimizer="adamw", ema=True, width=8):
     def model_init(key):
         return {
-            "params": {"w": jax.random.normal(key, (8, classes)), "b": jnp.zeros(classes)},
+            "params": {"w": jax.random.normal(key, (width, classes)), "b": jnp.zeros(classes)},
             "batch_stats": {"mean": jnp.ones(8)},
         }
 
@@ -108,7 +115,7 @@ def test_unfinished_checkpoints_are_no_checkpoints(tmp_path, state):
         assert checkpoints.latest_step() == 5
 
 
-@pytest.mark.parametrize("mode", ["delete", "truncate"])
+@pytest.mark.parametrize("mode", ["delete", "truncate", "flip", "lose"])
 def test_a_broken_checkpoint_is_passed_over(tmp_path, state, capsys, mode):
     state = at(state, 2, score=0.5)
     with Checkpoints(tmp_path) as checkpoints:
@@ -117,8 +124,14 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path, state, capsys, mode):
     broken = tmp_path / "4" / "state" / "_METADATA"
     if mode == "delete":
         broken.unlink()
-    else:
+    elif mode == "truncate":
         broken.write_bytes(broken.read_bytes()[:40])
+    else:  # in the numbers themselves, which the format does not check
+        files = [path for path in (tmp_path / "4").rglob("*") if path.is_file()]
+        largest = max(files, key=lambda path: path.stat().st_size)
+        content = bytearray(largest.read_bytes())
+        content[len(content) // 2] ^= 1
+        largest.write_bytes(content if mode == "flip" else b"")
     with Checkpoints(tmp_path) as checkpoints:
         again = checkpoints.restore(state)
         assert int(again.step) == 2
@@ -127,6 +140,37 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path, state, capsys, mode):
             checkpoints.restore(state, step=4)
         assert checkpoints.best_step() == 2
         assert restore_variables(tmp_path, step=None)[1] == 2
+
+
+def test_where_the_best_is_gone_the_latest_predicts(tmp_path, state, capsys):
+    with Checkpoints(tmp_path) as checkpoints:
+        best = at(state, 2, score=0.5)
+        checkpoints.save(best)
+        checkpoints.save(at(state, 4).replace(best=best.best), wait=True)
+    shutil.rmtree(tmp_path / "2")
+    assert restore_variables(tmp_path)[1] == 4
+    assert "of step 2, is gone; the latest is used" in capsys.readouterr().out
+
+
+# What orbax leaves half done where its writing thread fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.skipif(resource is None, reason="this system has no limits for files")
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+    """A limit for the size of files fails as a full disk does, in the writing thread."""
+    large = make_state(jax.random.key(1), width=20_000)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(at(large, 2), wait=True)
+        allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, allowed[1]))
+        try:
+            with pytest.raises(UserError, match=r"larger than is allowed.*make room.*from step 2"):
+                checkpoints.save(at(large, 4), wait=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert int(checkpoints.restore(large).step) == 2
+        checkpoints.save(at(large, 4), wait=True)  # there is room again
+        assert checkpoints.latest_step() == 4
 
 
 def test_another_model_is_refused_by_name(tmp_path, state):
