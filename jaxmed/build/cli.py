@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxmed.build import launch
 from jaxmed.build.config import base_config, config_of_run, flatten, read_run
+from jaxmed.training.faults import disk_fault, memory_fault
 from jaxmed.types import UserError
 
 DEBUG = flags.DEFINE_boolean("debug", False, "Show the traceback of every error.")
@@ -99,6 +100,28 @@ def run(
         print("stopped", file=sys.stderr)
         # The interpreter's own exit would wait for reader threads.
         os._exit(130)
+    except Exception as error:
+        fault = None if debug else explain_fault(error)
+        if fault is None:
+            raise
+        _fail(fault)
+
+
+def explain_fault(error: Exception) -> str | None:
+    """What is wrong with the machine and what to do; None where the error may be a bug."""
+    if fault := disk_fault(error):
+        return (
+            f"{fault}; make room, or use another folder. The last checkpoint is kept: the same "
+            "command goes on from there"
+        )
+    if fault := memory_fault(error):
+        return (
+            f"{fault}; use a smaller data.batch_size, data.size or data.patch, "
+            "evaluation.batch_size where it was evaluating, model.remat=true, "
+            "data.on_device=false, or sharding.fsdp=true on several devices. The last checkpoint "
+            "is kept"
+        )
+    return None
 
 
 def _parse(required: Sequence[str], one_of: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+import jaxmed
 from jaxmed.types import TASKS, UserError
 
 CONFIG_FILE = "config.json"
@@ -278,7 +279,19 @@ def read_run(workdir: Path) -> dict[str, Any]:
 
 
 def config_of_run(run: Mapping[str, Any]) -> ConfigDict:
-    """The resolved config of a run, ready for overrides."""
+    """The resolved config of a run, ready for overrides.
+
+    Raises:
+        UserError: it has keys of another version.
+    """
     config = base_config(run["config"]["task"])
+    unknown = sorted(flatten(run["config"]).keys() - flatten(config).keys())
+    if unknown:
+        version = run.get("versions", {}).get("jaxmed", "another version")
+        raise UserError(
+            f"{CONFIG_FILE}: has keys that jaxmed {jaxmed.__version__} does not know "
+            f"({', '.join(unknown[:3])}); the run was made with {version}: use that one, or train "
+            "anew"
+        )
     update(config, flatten(run["config"]), where=CONFIG_FILE)
     return config

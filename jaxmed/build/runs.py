@@ -39,6 +39,7 @@ from jaxmed.build.workdir import (
     check_same_kind,
     describe_run,
     has_checkpoints,
+    hold_workdir,
     make_folder,
     read_split,
     read_split_ids,
@@ -89,6 +90,13 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
         check_could_be_made(workdir)
     elif is_first():
         make_folder(workdir)
+        with hold_workdir(workdir):
+            return _train_in(workdir, config, dry_run=False)
+    return _train_in(workdir, config, dry_run=dry_run)
+
+
+def _train_in(workdir: Path, config: ConfigDict, *, dry_run: bool) -> bool:
+    """The same in a folder that is there, and that nobody else trains in."""
     members = plan_members(config)
     if members and jax.process_count() > 1:
         raise UserError(

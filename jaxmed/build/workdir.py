@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,13 @@ from jaxmed.preprocessing.fingerprint import digest
 from jaxmed.training.processes import is_first
 from jaxmed.types import Source, UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 SPLIT_FILE = "split.json"
+LOCK_FILE = ".lock"
 
 
 # What cannot change the result, so a run may go on with another value.
@@ -54,6 +62,37 @@ def make_folder(path: Path) -> None:
         raise UserError(
             f"{path}: cannot be made or written ({error.strerror or error}); choose another folder"
         ) from error
+
+
+@contextlib.contextmanager
+def hold_workdir(workdir: Path) -> Iterator[None]:
+    """Keep other trainings out of a workdir while this one runs.
+
+    The lock is the system's own, which ends with the process, however it ends. File systems (and
+    Windows) that have none go without.
+
+    Raises:
+        UserError: another training is under way in it.
+    """
+    if fcntl is None:
+        yield
+        return
+    with (workdir / LOCK_FILE).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{workdir}: a training is under way in it ({file.read(200).strip()}); wait for "
+                "it, stop it, or use another workdir"
+            ) from None
+        except OSError:
+            print(f"note: {workdir} cannot be locked; take care that only one training uses it")
+        file.truncate(0)
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        file.write(f"process {os.getpid()} on {platform.node()}, since {now}\n")
+        file.flush()
+        yield
 
 
 def check_could_be_made(path: Path) -> None:
