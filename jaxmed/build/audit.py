@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build import datasets, preparation
+from jaxmed.build.decisions import read_decisions, use_decisions
 from jaxmed.build.ensembles import Group, make_groups, predict_groups
 from jaxmed.build.members import rows_of
 from jaxmed.build.trained import TrainedRun, load_run, take_members
@@ -64,6 +65,7 @@ def audit_run(
             "on, whose labels are to be looked at"
         )
     make_folder(output)
+    use_decisions(run, read_decisions(workdir, run)[0])
     split = read_split(workdir, source)
     groups, seen = _judges(run, split)
     scores = gather_rows(score_cases(predict_groups(run, source, groups), run.experiment.task))

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.build.config import write_json
+from jaxmed.build.config import differences, flatten, write_json
 from jaxmed.build.trained import TrainedRun, is_of_run
+from jaxmed.build.workdir import FREE
 from jaxmed.evaluation.bootstrap import bootstrap_weights, intervals
-from jaxmed.evaluation.box_decisions import BoxDecisions, score_boxes
+from jaxmed.evaluation.box_decisions import BoxDecisions, score_boxes, thresholds_crosswise
 from jaxmed.evaluation.decisions import (
     ClassDecisions,
     Decided,
@@ -41,6 +42,27 @@ KINDS = {
 Decisions = ClassDecisions | LabelDecisions | BoxDecisions | MaskDecisions
 
 
+_OF_DECISIONS = ("operating_point", "coverage", "calibration", "score_threshold")
+"""Keys of `evaluation` that change what is decided, not what is predicted."""
+
+
+def are_of_folds(run: TrainedRun) -> bool:
+    """Whether models of several folds predict together.
+
+    Their validation scores are of single models: what these fix does not suit their ensemble, which
+    has learnt from every case of train and val.
+    """
+    return len({run.experiment.members[place].fold for place in run.chosen}) > 1
+
+
+def _settings(run: TrainedRun) -> list[str]:
+    """What makes predictions other than those of the run's own config, such as mirrored views."""
+    changed = differences(flatten(run.run["config"]), flatten(run.experiment.config))
+    free = (*FREE, *(f"evaluation.{key}" for key in _OF_DECISIONS))
+    keys = [(line.split(":")[0], line) for line in changed]
+    return [line for key, line in keys if key not in free and not key.startswith("sharding.")]
+
+
 def _kind(run: TrainedRun) -> str:
     return "several labels" if run.info.multilabel else run.info.task
 
@@ -51,9 +73,11 @@ def fix_decisions(
     """Fix decisions on the scored cases of the validation part, and write them to the workdir.
 
     Returns:
-        for summary.json: the numbers, and as `metrics` what they are worth. Classes are judged by
-        cross-fitting; of boxes the threshold is too good for the cases that chose it.
+        for summary.json: the numbers, and as `metrics` what they are worth, by cross-fitting; {}
+        where there are too few cases, or models of folds predict together.
     """
+    if are_of_folds(run):
+        return {}
     rows = list(scores.values())
     patients = None if source.patients is None else [source.patients[row] for row in scores]
     weights = _weights(run, scores, source)
@@ -63,9 +87,11 @@ def fix_decisions(
         if fixed is None:
             return {}
         use_decisions(run, fixed)
-        threshold = run.experiment.task.score_threshold
-        samples = score_boxes(rows, threshold, weights=weights)
-        judged = "on the cases that chose it"
+        try:
+            thresholds = _thresholds(run, rows, patients)
+        except UserError:
+            return {}
+        samples, judged = score_boxes(rows, thresholds, weights=weights), "by cross-fitting"
     elif run.info.task == "segmentation":
         fixed, judged = MaskDecisions.fit(rows), "by cross-fitting"
         if fixed is None:
@@ -86,7 +112,12 @@ def fix_decisions(
         judged = "by cross-fitting"
     numbers = dataclasses.asdict(fixed)
     if is_first():
-        known = {"parameters_sha256": run.sha256, "cases": len(rows), **numbers}
+        known = {
+            "parameters_sha256": run.sha256,
+            "cases": len(rows),
+            "settings": _settings(run),
+            **numbers,
+        }
         write_json(workdir / DECISIONS_FILE, known)
     metrics = intervals(samples, cases=len(rows), groups=_groups(scores, source))
     return {"fixed_on": "val", "cases": len(rows), "judged": judged, **numbers, "metrics": metrics}
@@ -102,7 +133,8 @@ def apply_decisions(
     rows, weights = list(scores.values()), _weights(run, scores, source)
     if isinstance(fixed, BoxDecisions):
         use_decisions(run, fixed)
-        samples = score_boxes(rows, run.experiment.task.score_threshold, weights=weights)
+        thresholds = np.full(len(rows), run.experiment.task.score_threshold)
+        samples = score_boxes(rows, thresholds, weights=weights)
     elif isinstance(fixed, MaskDecisions):
         samples = _note_masks(rows, fixed.decide(rows), weights)
     else:
@@ -111,6 +143,13 @@ def apply_decisions(
     metrics = intervals(samples, cases=len(rows), groups=_groups(scores, source))
     numbers = dataclasses.asdict(fixed)
     return {"fixed_on": "val", "cases": cases, "judged": "here", **numbers, "metrics": metrics}
+
+
+def _thresholds(run: TrainedRun, rows: Sequence[Row], patients: Sequence[str] | None) -> np.ndarray:
+    """For each image the threshold that others chose, or the one that was given."""
+    if given := run.experiment.config.evaluation.score_threshold:
+        return np.full(len(rows), given)
+    return thresholds_crosswise(rows, patients=patients)
 
 
 def use_decisions(run: TrainedRun, fixed: Decisions | None) -> None:
@@ -122,14 +161,16 @@ def use_decisions(run: TrainedRun, fixed: Decisions | None) -> None:
 def read_decisions(workdir: Path, run: TrainedRun) -> tuple[Decisions | None, int]:
     """The decisions of a run, and on how many cases they were fixed; None where there are none.
 
-    Those of other weights, as of a training that went on since, are told and not used.
+    Those of other weights, as of a training that went on since, or of predictions made otherwise
+    are told and not used.
     """
     path = workdir / DECISIONS_FILE
-    if not path.is_file():
+    if not path.is_file() or are_of_folds(run):
         return None, 0
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         sha256, cases = known.pop("parameters_sha256"), int(known.pop("cases"))
+        settings = known.pop("settings", [])
         fixed = KINDS[_kind(run)](**known)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
@@ -137,6 +178,14 @@ def read_decisions(workdir: Path, run: TrainedRun) -> tuple[Decisions | None, in
             "evaluate.py --split=val"
         ) from error
     if not is_of_run(path, sha256, run):
+        return None, 0
+    if settings != (own := _settings(run)):
+        told = "; ".join(settings) or "the run's own"
+        print(
+            f"note: {path} is of predictions with other settings ({told}) than these "
+            f"({'; '.join(own) or 'of the run'}) and not used; make it with the same overrides and "
+            "evaluate.py --split=val"
+        )
         return None, 0
     return fixed, cases
 

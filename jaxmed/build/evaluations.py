@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxmed.build import datasets
 from jaxmed.build.config import differences, flatten
-from jaxmed.build.decisions import apply_decisions, fix_decisions
+from jaxmed.build.decisions import apply_decisions, are_of_folds, fix_decisions
 from jaxmed.build.ensembles import Group, make_groups, predict_groups
 from jaxmed.build.evaluation_output import write_evaluation
 from jaxmed.build.familiarity import apply_familiarity, fix_familiarity, tell_unfamiliar
@@ -134,6 +134,8 @@ def evaluate_run(
     }
     settle = fix_decisions if part == "val" and is_own else apply_decisions
     summary["decisions"] = settle(workdir, run, scores, source)
+    if part == "all" and is_own and summary["decisions"]:
+        summary["decisions"]["judged"] = "here, the cases that fixed it among them"
     if part == "val" and is_own:
         familiarity = fix_familiarity(workdir, run, source, read_split(workdir, source))
     else:
@@ -174,6 +176,11 @@ def _note_choices(
     notes = [
         f"these scores chose the step of each model{chosen}, and are too good for that; {judge}"
     ]
+    if are_of_folds(run):
+        notes.append(
+            "no temperature, threshold or sets are fixed: models of all folds predict together, "
+            "and no case is left that none of them learned from"
+        )
     left = len(set(rows) - {row for own, _ in groups for row in own})
     if left:
         notes.append(f"{count_of(left, 'case')} of folds without a model are not scored")

@@ -79,6 +79,11 @@ class RunToExplain:
         self._predict = jax.jit(self.task.predict)
         self._explainers: dict[str, Explainer] = {}
 
+    @property
+    def alone(self) -> TrainedRun:
+        """The run with the model that is explained as the only one that predicts."""
+        return dataclasses.replace(self.run, chosen=self.run.chosen[:1])
+
     def of_member(self, place: int | None) -> RunToExplain:
         """The same of another of the models that were trained together, with what is compiled."""
         other = copy.copy(self)

@@ -22,11 +22,12 @@ from jaxmed.build.explanation_table import (
     write_table,
 )
 from jaxmed.build.familiarity import Judge, read_familiarity
-from jaxmed.build.feature_tables import write_features
+from jaxmed.build.feature_tables import check_parts, write_features
 from jaxmed.build.measured import check_column, write_importance
+from jaxmed.build.members import rows_of
 from jaxmed.build.predictions import find_inputs
 from jaxmed.build.trained import TrainedRun, check_image, load_run
-from jaxmed.build.workdir import make_folder
+from jaxmed.build.workdir import make_folder, read_split
 from jaxmed.data.images import Image, image_stem, read_image, write_image
 from jaxmed.data.sources.base import FileSource, make_example
 from jaxmed.data.sources.phantoms import Phantoms
@@ -113,6 +114,8 @@ def explain_run(
     own_data = features or importance or not inputs
     source = datasets.make_source(run.experiment.config) if own_data else None
     column = check_column(run, source, importance) if importance and source else []
+    if features and source:
+        check_parts(explained, source, workdir, part)
     judge = read_familiarity(workdir, run)
     make_folder(output)
     _tell(explained, methods, baseline)
@@ -139,9 +142,8 @@ def explain_run(
         write_features(explained, source, workdir, part, output, shown=cases)
     if importance:
         assert source is not None
-        is_own = digest(source) == run.run["data"]["sha256"]
-        measured, _ = find_part(workdir, source, part, is_own=is_own)
-        write_importance(run, source, measured, column, importance, output)
+        measured = _rows_of(run, source, workdir, part)
+        write_importance(explained.alone, source, measured, column, importance, output)
     print(f"{count_of(len({row['case'] for row in rows}), 'case')} explained -> {output}")
     if failures:
         raise UserError("\n".join([f"{count_of(len(failures), 'case')} not explained", *failures]))
@@ -181,12 +183,20 @@ def _read_files(
 def _read_part(
     run: TrainedRun, source: Source, workdir: Path, part: str, cases: int
 ) -> Iterator[Case]:
-    is_own = digest(source) == run.run["data"]["sha256"]
-    rows, _ = find_part(workdir, source, part, is_own=is_own)
-    for row in rows[:cases]:
+    for row in _rows_of(run, source, workdir, part)[:cases]:
         example = source[row]
         cause = source.cause(row) if isinstance(source, Phantoms) else None
         yield Case(source.ids[row], example, _image_of(source, row, example), cause)
+
+
+def _rows_of(run: TrainedRun, source: Source, workdir: Path, part: str) -> list[int]:
+    """Rows of a part; of folds, of that of the model that is explained."""
+    is_own = digest(source) == run.run["data"]["sha256"]
+    rows, _ = find_part(workdir, source, part, is_own=is_own)
+    fold = run.experiment.members[run.chosen[0]].fold if run.chosen else None
+    if is_own and fold is not None:
+        return rows_of(read_split(workdir, source), part, fold)
+    return rows
 
 
 def _image_of(source: Source, row: int, example: Example) -> Image:

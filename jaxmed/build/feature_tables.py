@@ -13,8 +13,11 @@ import scipy.special
 from jaxmed.build.config import write_json
 from jaxmed.build.explained import RunToExplain
 from jaxmed.build.features import FeatureReader
+from jaxmed.build.members import rows_of
 from jaxmed.build.workdir import read_split
+from jaxmed.data.splits import k_folds
 from jaxmed.evaluation.bootstrap import Interval
+from jaxmed.evaluation.decisions import FOLDS
 from jaxmed.evaluation.evaluate import summarize_cases
 from jaxmed.evaluation.laplace import LastLayer
 from jaxmed.explanation.features import (
@@ -22,6 +25,7 @@ from jaxmed.explanation.features import (
     nearest_cases,
     principal_components,
 )
+from jaxmed.explanation.layers import default_layer
 from jaxmed.explanation.pictures import draw_neighbours, draw_places
 from jaxmed.types import Source, UserError
 
@@ -53,14 +57,11 @@ def write_features(
     Raises:
         UserError: the data are not the run's, or lack a part.
     """
-    split = read_split(workdir, source)
+    known = check_parts(explained, source, workdir, part)
     parts = list(dict.fromkeys(["train", part]))
-    for name in parts:
-        if not split.get(name):
-            raise UserError(f"--features: the run has no {name} part")
     read = FeatureReader(explained)
     layer = read.layer
-    rows: dict[str, Sequence[int]] = {name: split[name] for name in parts}
+    rows: dict[str, Sequence[int]] = {name: known[name] for name in parts}
     cases = _Cases(explained, source, output, rows)
     for name in parts:
         cases.read(read, name)
@@ -81,13 +82,31 @@ def write_features(
     cases.write_neighbours(part, shown=shown)
     if cases.labels["train"] and not explained.run.info.multilabel:
         cases.write_probe(part, layer=layer.name)
-        if part != "val" and split.get("val"):
-            cases.rows["val"] = split["val"]
-            cases.read(read, "val")
-        if "val" in found:
-            cases.write_laplace(part)
+        if layer == default_layer(explained.layers):  # what the last dense layer is given
+            if part != "val" and known["val"]:
+                cases.rows["val"] = known["val"]
+                cases.read(read, "val")
+            if "val" in found:
+                cases.write_laplace(part)
     else:
         print("note: no linear probe, for the cases have no single label")
+
+
+def check_parts(
+    explained: RunToExplain, source: Source, workdir: Path, part: str
+) -> dict[str, list[int]]:
+    """Rows of train, val and `part`; of folds, of that of the model that is explained.
+
+    Raises:
+        UserError: the data are not the run's, or lack train or `part`.
+    """
+    run, split = explained.run, read_split(workdir, source)
+    fold = run.experiment.members[run.chosen[0]].fold if run.chosen else None
+    known = {name: rows_of(split, name, fold) for name in ("train", "val", part)}
+    for name in ("train", part):
+        if not known[name]:
+            raise UserError(f"--features: the run has no {name} part")
+    return known
 
 
 @dataclasses.dataclass
@@ -183,14 +202,28 @@ class _Cases:
             return  # the features are not what a last dense layer is given
         kernel, bias = (np.asarray(head[name], np.float64) for name in ("kernel", "bias"))
         logits = {name: features @ kernel + bias for name, features in found.items()}
-        layer = LastLayer.of(found["train"], logits["train"])
-        layer = layer.tune(found["val"], logits["val"], np.asarray(self.labels["val"]))
+        untuned = LastLayer.of(found["train"], logits["train"])
+        labels = np.asarray(self.labels["val"])
+        layer = untuned.tune(found["val"], logits["val"], labels)
+        said = layer.predict(found[part], logits[part])
+        if part == "val":  # each fifth by the precision that the others choose
+            patients = self.source.patients
+            own_patients = None if patients is None else [patients[row] for row in self.rows[part]]
+            ids = [str(row) for row in self.rows[part]]
+            try:
+                folds = k_folds(ids, patients=own_patients, folds=FOLDS, seed=0)
+            except UserError:
+                return
+            for own, held in folds:
+                tuned = untuned.tune(found["val"][own], logits["val"][own], labels[own])
+                said[held] = tuned.predict(found["val"][held], logits["val"][held])
         before = self._scores_of(part, scipy.special.softmax(logits[part], axis=1))
-        after = self._scores_of(part, layer.predict(found[part], logits[part]))
+        after = self._scores_of(part, said)
         written = {
             "part": part,
             "prior_precision": layer.prior_precision,
             "chosen_on": "val",
+            "judged": "by cross-fitting" if part == "val" else "here",
             "as_said": before,
             "laplace": after,
         }

@@ -46,7 +46,7 @@ def write_importance(
     """Write measurements.csv, importance.json and importance.png.
 
     Args:
-        run: of a segmentation; all its models predict together.
+        run: of a segmentation.
         source: the data.
         rows: cases to segment and measure.
         values: of the column, one a row of the source; cases without one are measured only.

@@ -23,6 +23,7 @@ from jaxmed.data.images import Image, image_stem, list_images, read_image, write
 from jaxmed.data.looks import FEWEST_VALUES, different_values
 from jaxmed.data.sources.base import make_example
 from jaxmed.data.sources.findings import first_of
+from jaxmed.evaluation.box_decisions import BoxDecisions
 from jaxmed.evaluation.decisions import ClassDecisions, LabelDecisions
 from jaxmed.evaluation.pictures import draw_overlay
 from jaxmed.inference.uncertainty import split_uncertainty
@@ -266,7 +267,8 @@ def _make_writer(workdir: Path, run: TrainedRun, output: Path, table: FileTable)
     if info.task == "detection":
         use_decisions(run, fixed)
         threshold = run.experiment.task.score_threshold
-        return BoxWriter(output, info.class_names, score_threshold=threshold)
+        right = fixed.probability if isinstance(fixed, BoxDecisions) else None
+        return BoxWriter(output, info.class_names, score_threshold=threshold, probability=right)
     return MaskWriter(output, info.class_names, instances=info.instances)
 
 

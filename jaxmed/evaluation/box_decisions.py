@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from jaxmed.data.splits import k_folds
 from jaxmed.evaluation.calibration import apply_platt, fit_platt
+from jaxmed.evaluation.decisions import FOLDS
 from jaxmed.evaluation.operating_points import choose_score_threshold
 from jaxmed.metrics import divide
-from jaxmed.types import Row
+from jaxmed.types import Row, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +54,41 @@ class BoxDecisions:
         return apply_platt(scores, self.slope, self.intercept)
 
 
+def thresholds_crosswise(
+    rows: Sequence[Row], *, patients: Sequence[str] | None = None
+) -> Float[np.ndarray, " images"]:
+    """For each fifth of the images the threshold that the others choose, patients kept whole.
+
+    Raises:
+        UserError: there are too few images or patients, or hits to choose by.
+    """
+    found = np.zeros(len(rows))
+    ids = [str(i) for i in range(len(rows))]
+    for own, held in k_folds(ids, patients=patients, folds=FOLDS, seed=0):
+        fixed = BoxDecisions.fit([rows[i] for i in own])
+        if fixed is None:
+            raise UserError("no box of some folds is a hit")
+        found[held] = fixed.score_threshold
+    return found
+
+
 def score_boxes(
-    rows: Sequence[Row], threshold: float, *, weights: Float[np.ndarray, "resamples images"]
+    rows: Sequence[Row],
+    thresholds: Float[np.ndarray, " images"],
+    *,
+    weights: Float[np.ndarray, "resamples images"],
 ) -> dict[str, Float[np.ndarray, " resamples"]]:
     """Sensitivity, precision and false positives an image among boxes from a threshold on.
 
     At an overlap of half, of all classes together, under each row of weights.
+
+    Args:
+        rows: of `jaxmed.metrics.detection.match_detections`.
+        thresholds: of the boxes of each image that count.
+        weights: of the images.
     """
-    sure = [np.asarray(row["score"]) >= threshold for row in rows]
+    pairs = zip(rows, thresholds, strict=True)
+    sure = [np.asarray(row["score"]) >= threshold for row, threshold in pairs]
     called = np.array([s.sum() for s in sure])
     hits = np.array([row["matched"][0][s].sum() for row, s in zip(rows, sure, strict=True)])
     objects = np.array([np.sum(row["truths"]) for row in rows])

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 
 from jaxmed.types import UserError
 
+_ROUNDING = 1e-9
 RULES = "youden, f1, sensitivity=SHARE or specificity=SHARE"
 
 
@@ -47,9 +48,9 @@ def choose_threshold(
     # The first point calls nothing positive; its threshold is infinite.
     false, true, thresholds = false[1:], true[1:], thresholds[1:]
     if name == "sensitivity":
-        return float(thresholds[np.argmax(true >= share)])
+        return float(thresholds[np.argmax(true >= share - _ROUNDING)])
     if name == "specificity":
-        allowed = np.flatnonzero(1 - false >= share)
+        allowed = np.flatnonzero(1 - false >= share - _ROUNDING)
         # Where even the surest case would be one too many, nothing is called positive.
         return (
             float(thresholds[allowed[-1]]) if len(allowed) else float(np.nextafter(scores.max(), 2))

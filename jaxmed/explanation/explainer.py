@@ -93,8 +93,10 @@ class Explainer:
         Gradients are given by their size, all else with its sign: what is positive speaks for the
         target.
         """
-        players = importance.region_players(image, regions=REGIONS)
-        players = np.minimum(players, _room() - 1)
+        players = np.zeros(image.shape, np.int32)
+        if method == "shapley":
+            players = importance.region_players(image, regions=REGIONS)
+            players = np.minimum(players, _room() - 1)
         found, facts = self._run(variables, image, baseline, what, players, method=method)
         return np.asarray(found), {key: float(value) for key, value in facts.items()}
 

@@ -127,9 +127,18 @@ class BoxWriter:
         folder: to write to.
         class_names: kinds of object.
         score_threshold: of the boxes that are counted for the reader; all are written.
+        probability: scores -> the share of boxes scored so that find an object, where it is known.
     """
 
-    def __init__(self, folder: Path, class_names: Sequence[str], *, score_threshold: float = 0.3):
+    def __init__(
+        self,
+        folder: Path,
+        class_names: Sequence[str],
+        *,
+        score_threshold: float = 0.3,
+        probability: Callable[[np.ndarray], np.ndarray] | None = None,
+    ):
+        self._probability = probability
         self._path = folder / "detections.json"
         self._names = class_names
         self._threshold = score_threshold
@@ -140,9 +149,8 @@ class BoxWriter:
         low, high = np.split(prediction["boxes"], 2, axis=-1)
         order = slice(None, None, -1) if low.shape[-1] == 2 else slice(None)
         corners = np.concatenate([low[:, order], (high - low)[:, order]], axis=-1)
-        for box, score, label in zip(
-            corners.tolist(), prediction["scores"].tolist(), prediction["labels"], strict=True
-        ):
+        scores, labels = prediction["scores"], prediction["labels"]
+        for box, score, label in zip(corners.tolist(), scores.tolist(), labels, strict=True):
             self._boxes.append(
                 {
                     "file_name": name,
@@ -153,6 +161,10 @@ class BoxWriter:
                     "score": round(score, 6),
                 }
             )
+        if self._probability is not None and len(scores):
+            own = self._boxes[-len(scores) :]
+            for noted, right in zip(own, self._probability(scores).tolist(), strict=True):
+                noted["probability"] = round(right, 6)
         sure = int((prediction["scores"] >= self._threshold).sum())
         return f"{count_of(sure, 'object')} scored {self._threshold:.3g} or more"
 
