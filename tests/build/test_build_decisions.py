@@ -53,6 +53,15 @@ def test_classes_are_decided_as_the_validation_part_says(tmp_path, capsys):
         own = decided.probabilities[0, decided.predicted[0]]
         np.testing.assert_allclose(float(row["calibrated"]), own, atol=1e-4)
         assert set(row["set"].split("+")) - {""} <= set(names)
+    # What mirrored views fix serves mirrored views.
+    mirrored = config_of_run(read_run(run))
+    mirrored.evaluation.flips = True
+    evaluate_run(run, config=mirrored)
+    capsys.readouterr()
+    assert read_decisions(run, load_run(run)) == (None, 0)
+    assert "with other settings (evaluation.flips: False -> True)" in capsys.readouterr().out
+    fixed, _ = read_decisions(run, load_run(run, mirrored))
+    assert fixed is not None and fixed.temperature != kept["temperature"]
 
 
 @pytest.mark.slow
@@ -136,6 +145,9 @@ def test_boxes_are_drawn_and_counted_from_the_chosen_score_on(tmp_path, capsys):
     image = next((tmp_path / "data").rglob("*.png"))
     predict_run(run, [str(image)], output=tmp_path / "out")
     boxes = json.loads((tmp_path / "out/detections.json").read_text())
+    chances = sorted((box["score"], box["probability"]) for box in boxes)
+    assert [p for _, p in chances] == sorted(p for _, p in chances)
+    assert all(0 <= p <= 1 for _, p in chances)
     sure = sum(box["score"] >= kept["score_threshold"] for box in boxes)
     assert f"{sure} object" in capsys.readouterr().out
     config = config_of_run(read_run(run))

@@ -15,6 +15,7 @@ from jaxmed.build import datasets, runs
 from jaxmed.build.config import config_of_run
 from jaxmed.build.evaluations import evaluate_run
 from jaxmed.build.experiment import Experiment
+from jaxmed.build.explanations import explain_run
 from jaxmed.build.members import (
     Member,
     fold_name,
@@ -351,6 +352,9 @@ def test_a_cross_validation_is_evaluated_as_one(folds):
         rows = list(csv.DictReader(file))
     assert len(rows) == summary["cases"]
     assert all(row["id"] in split[fold_name(int(row["fold"]))] for row in rows)
+    # What single models fix on their folds would not suit all of them together.
+    assert summary["decisions"] == {} and not (folds / "whole/decisions.json").exists()
+    assert any("no temperature, threshold or sets are fixed" in note for note in summary["notes"])
     page = (folds / "whole/report.html").read_text()
     assert "fold1 seed1" in page
     assert "standard deviation" in page
@@ -375,6 +379,13 @@ def test_no_fold_is_predicted_by_a_model_that_saw_it(folds):
     assert told[source.ids[row]] == pytest.approx(score, abs=1e-5)
     of_folds = [np.mean([told[name] for name in split[fold_name(i)]]) for i in range(3)]
     assert summary["metrics"]["dice"]["value"] == pytest.approx(np.mean(of_folds), 1e-4)
+
+
+@pytest.mark.slow
+def test_the_model_that_explains_did_not_see_the_case(folds, tmp_path):
+    rows = explain_run(folds / "whole", output=tmp_path, methods=["gradient"], cases=3)
+    split = json.loads((folds / "whole/split.json").read_text())
+    assert len(rows) == 3 and {row["case"] for row in rows} <= set(split["fold0"])
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import sklearn.linear_model
 import sklearn.metrics
 
 from jaxmed.evaluation.bootstrap import bootstrap_weights
-from jaxmed.evaluation.box_decisions import BoxDecisions, score_boxes
+from jaxmed.evaluation.box_decisions import BoxDecisions, score_boxes, thresholds_crosswise
 from jaxmed.evaluation.calibration import (
     apply_platt,
     apply_scaling,
@@ -56,12 +56,39 @@ def test_a_known_temperature_is_found_and_undone(temperature):
     assert temperature == 1 or gap(said) > 0.05
 
 
-def test_a_part_without_a_mistake_does_not_ask_for_certainty_beyond_bounds():
+def test_a_part_without_a_mistake_does_not_ask_for_certainty():
     labels = np.arange(30) % 3
     said = apply_temperature(np.eye(3)[labels] * 0.8 + 0.1, 1.0)
-    assert 0.049 < fit_temperature(labels, said) < 0.06
+    assert 0.4 < fit_temperature(labels, said) < 0.6
+    assert 0.4 < fit_scaling(labels, said)[0] < 0.6
     slope, intercept = fit_platt(np.arange(10) > 4, np.linspace(0.1, 0.9, 10))
     assert np.isfinite([slope, intercept]).all() and slope > 0
+
+
+def test_few_cases_do_not_make_a_network_that_means_what_it_says_worse():
+    rng = np.random.default_rng(0)
+
+    def draw(count):
+        logits = rng.normal(0, 1, count) + rng.choice([-5, 5], count)
+        positive = scipy.special.expit(logits)
+        said = np.stack([1 - positive, positive], axis=1)
+        return (rng.random(count) < positive).astype(int), said
+
+    labels, said = draw(5000)
+
+    def loss(probabilities):
+        return -np.log(probabilities[np.arange(5000), labels]).mean()
+
+    fitted = [fit_temperature(*draw(60)) for _ in range(50)]
+    after = np.mean([loss(apply_temperature(said, own)) for own in fitted])
+    assert after < 1.15 * loss(said)
+
+
+def test_few_positive_cases_never_turn_a_label_round():
+    rng = np.random.default_rng(0)
+    truth = np.arange(100) < 3
+    slopes = [fit_platt(truth, scipy.special.expit(rng.normal(0.8 * truth)))[0] for _ in range(200)]
+    assert min(slopes) == 0 and np.mean(np.array(slopes) > 0) > 0.8
 
 
 def test_platt_is_a_logistic_regression_on_the_logit():
@@ -139,7 +166,7 @@ def test_several_labels_are_calibrated_each_for_itself():
     np.testing.assert_allclose(found["brier"][0], np.mean(expected))
     # Unknown labels change nothing.
     other = np.where(labels < 0, -1, 1 - labels)
-    assert LabelDecisions.fit(other, said).slopes[0] < 0
+    assert LabelDecisions.fit(other, said).slopes[0] == 0
     crosswise = decide_crosswise(labels[:200], said[:200], LabelDecisions.fit)
     assert crosswise.probabilities.shape == crosswise.predicted.shape == (200, 3)
     assert crosswise.sets is None
@@ -279,9 +306,25 @@ def test_boxes_are_counted_from_the_threshold_on():
         },
         {"score": np.zeros(0), "matched": np.zeros((1, 0), bool), "truths": np.array([0, 0])},
     ]
-    found = score_boxes(rows, 0.5, weights=np.ones((1, 2)))
+    found = score_boxes(rows, np.full(2, 0.5), weights=np.ones((1, 2)))
     assert found["sensitivity"][0] == 1 / 3 and found["precision"][0] == 1 / 2
     assert found["false_positives_an_image"][0] == 1 / 2
     fixed = BoxDecisions.fit(rows)
     assert fixed.score_threshold == 0.2 and 0 < fixed.probability(np.array([0.9]))[0] < 1
     assert BoxDecisions.fit(rows[1:]) is None
+
+
+def test_thresholds_of_boxes_are_judged_by_what_other_images_chose():
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(20):
+        hits = rng.random(6) < 0.4
+        scores = np.sort(rng.beta(2 + 2 * hits, 3))[::-1]
+        rows.append({"score": scores, "matched": hits[None], "truths": np.array([3, 0])})
+    patients = [str(i // 2) for i in range(20)]
+    own = thresholds_crosswise(rows, patients=patients)
+    assert len(set(own)) > 1 and (own[::2] == own[1::2]).all()
+    changed = [dict(row) for row in rows]
+    changed[0]["score"] = changed[0]["score"] * 0.1
+    again = thresholds_crosswise(changed, patients=patients)
+    assert again[0] == own[0], "an image's own boxes must not choose its threshold"
