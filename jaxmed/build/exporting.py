@@ -273,9 +273,7 @@ def _write_weights(
     """Weights and config of a run, as `load_run` opens them."""
     several = bool(run.chosen)
     arrays = reduce_arrays(name_arrays(run.variables), dtype, ensemble=several)
-    for name in ("score", "step", "diverged"):
-        if several:
-            arrays[f"best/{name}"] = _plain(run.best[name])
+    arrays |= {f"best/{name}": _plain(value) for name, value in run.best.items()}
     config = dict(run.run)
     config["config"] = {**config["config"], "data": {**config["config"]["data"], "path": ""}}
     _write_text(place / CONFIG_FILE, config)

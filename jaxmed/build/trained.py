@@ -144,12 +144,13 @@ def _read_exported(workdir: Path) -> tuple[dict[str, Any], int] | None:
         description = Contents(workdir).description()
     except ModelError as error:
         raise UserError(str(error)) from error
+    step = int(description["step"])
+    best = {name: arrays.pop(name) for name in list(arrays) if name.startswith("best/")}
     variables = jax.tree.map(np.asarray, expand_arrays(arrays))
-    best = variables.pop("best", None)
-    if best is None:
-        return variables, int(description["step"])
-    steps = {name: np.rint(best[name]).astype(int) for name in ("step", "diverged")}
-    return {"variables": variables, "score": best["score"], **steps}, int(description["step"])
+    if not best:
+        return variables, step
+    named = {name.removeprefix("best/"): value for name, value in best.items()}
+    return {"variables": variables, **named}, step
 
 
 def is_of_run(path: Path, sha256: str, run: TrainedRun) -> bool:

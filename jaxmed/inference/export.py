@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from jax import export
 
@@ -62,7 +61,7 @@ def reduce_arrays(
         return dict(arrays)
     if dtype == "bfloat16":
         return {
-            name: array.astype(ml_dtypes.bfloat16) if name.startswith("params/") else array
+            name: array.astype(jnp.bfloat16) if name.startswith("params/") else array
             for name, array in arrays.items()
         }
     if dtype != "int8":
