@@ -16,6 +16,8 @@ from jaxmed.build.trained import TrainedRun
 from jaxmed.build.workdir import read_split
 from jaxmed.data.sources.base import make_example
 from jaxmed.evaluation.evaluate import plain_scores
+from jaxmed.inference.predictor import Predictor
+from jaxmed.tasks.segmentation import OBSERVED
 from jaxmed.types import Example, Row, Source, UserError
 
 MOST = 1e-4
@@ -74,9 +76,12 @@ def made_up(run: TrainedRun, count: int = 3) -> Iterator[Example]:
         yield make_example(image, index=index)
 
 
-def predict_by_run(run: TrainedRun, examples: Sequence[Example]) -> list[Any]:
-    """What predict.py makes of examples, in their own grid."""
-    predicted = run.predict(run.experiment.prepare(example) for example in examples)
+def predict_by_run(
+    run: TrainedRun, examples: Sequence[Example], predictor: Predictor | None = None
+) -> list[Any]:
+    """What predict.py makes of examples, in their own grid; or another predictor of the run."""
+    predict = run.predict if predictor is None else predictor
+    predicted = predict(run.experiment.prepare(example) for example in examples)
     return [run.experiment.task.restore(found, example) for example, found in predicted]
 
 
@@ -129,24 +134,26 @@ def _differing(wanted: np.ndarray, found: np.ndarray) -> int:
     return int((wanted != found).sum()) if wanted.shape == found.shape else wanted.size
 
 
-def score_cost(
-    workdir: Path, run: TrainedRun, cases: Cases, predict: PredictExample
-) -> dict[str, Any]:
+def score_cost(run: TrainedRun, cases: Cases, predict: PredictExample) -> dict[str, Any]:
     """Scores of the validation part by the run and by an export of fewer bits.
 
-    Of folds trained together each case is scored by the run's models that did not see it, but by
-    all of them in the export; so both are by all of them here.
+    Of several models both are by all that the run chose, also where some were trained on the case:
+    what is asked for is the difference.
 
     Returns:
         for each score its value before and after.
+
+    Raises:
+        UserError: the data are gone.
     """
     source, task = cases.source, run.experiment.task
     if source is None:
         raise UserError("--dtype: the score it costs needs the run's data; give --config.data.path")
-    groups = make_groups(run, cases.rows, None)
     before: dict[int, Row] = {}
     after: dict[int, Row] = {}
-    for row, example, found in predict_groups(run, source, groups):
+    for row, known, found in predict_groups(run, source, make_groups(run, cases.rows, None)):
+        # An export gives masks, and nothing that could be observed of their probabilities.
+        example = {name: value for name, value in known.items() if name not in OBSERVED}
         before[row] = task.score(found, example)
         after[row] = task.score(predict(example), example)
     old, new = plain_scores(task, before), plain_scores(task, after)
