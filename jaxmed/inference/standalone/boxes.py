@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 
@@ -48,5 +50,5 @@ def _overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return shared / np.maximum(union, 1e-9)
 
 
-def _volume(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def _volume(low: np.ndarray, high: np.ndarray) -> Any:
     return np.prod(np.maximum(high - low, 0), axis=-1)

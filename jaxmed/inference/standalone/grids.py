@@ -247,7 +247,7 @@ def _standardized(values: np.ndarray) -> np.ndarray:
     return ((values - mean) / std).astype(np.float32)
 
 
-def _between(image: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def _between(image: np.ndarray, low: Any, high: Any) -> np.ndarray:
     """Clip to low..high and scale that to 0..1; zeros where the two are equal."""
     extent = high - low
     return (np.clip(image, low, high) - low) / np.where(extent > 0, extent, 1).astype(np.float32)
