@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -197,7 +197,9 @@ def _onnx_function(run: TrainedRun) -> Callable[..., Mapping[str, jax.Array]]:
                 "--format=onnx: boxes of several models are fused in the program, which ONNX has "
                 "no operations for; export with --format=stablehlo"
             )
-        task = SimpleNamespace(predict=task.decode)
+        decode = task.decode
+        task = copy.copy(task)
+        task.predict = decode
     if experiment.config.evaluation.dropout_samples:
         raise UserError(
             "--format=onnx: draws of dropout are random numbers of jax; add "

@@ -90,7 +90,8 @@ def untrained_run(workdir, task, **settings):
     abstract, count = experiment.abstract_state, len(experiment.members)
     variables = {
         "params": jax.tree.map(
-            lambda like: drawn(like) * rng.choice([-1, 1], like.shape), abstract.params
+            lambda like: drawn(like) * np.float32(rng.choice([-1, 1], like.shape)),
+            abstract.params,
         ),
         **jax.tree.map(drawn, abstract.model_state),
     }
@@ -100,7 +101,7 @@ def untrained_run(workdir, task, **settings):
         best |= {"variables": variables, "diverged": np.zeros(count, np.int32)}
     state = TrainState(
         step=np.int32(1),
-        params=jax.tree.map(np.float32, variables["params"]),
+        params=variables["params"],
         model_state={k: v for k, v in variables.items() if k != "params"},
         opt_state={},
         ema={},
