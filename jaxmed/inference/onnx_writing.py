@@ -19,6 +19,8 @@ from jaxmed.types import UserError
 
 OPSET = 17
 _IR_VERSION = 8
+_MOST_BYTES = 2**31 - 2**24
+"""Of weights: a message of protobuf has less than 2 GiB."""
 
 ELEMENTWISE = {
     "add": "Add",
@@ -74,6 +76,12 @@ def write_onnx(
         import onnx
     except ImportError:
         raise UserError("onnx is not installed; make setup EXTRAS=export") from None
+    size = sum(array.nbytes for array in weights.values())
+    if size > _MOST_BYTES:
+        raise UserError(
+            f"--format=onnx: the weights have {size} bytes, an ONNX file holds {_MOST_BYTES} at "
+            "most; export with --dtype=int8, or with --format=stablehlo"
+        )
     (batch,) = jax.export.symbolic_shape("batch")
     like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
     images = jax.ShapeDtypeStruct((batch, *shape), np.float32)

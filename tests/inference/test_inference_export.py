@@ -4,14 +4,17 @@ import zipfile
 
 import jax
 import jax.numpy as jnp
+import nibabel
 import numpy as np
 import onnxruntime
+import PIL.Image
 import pytest
 import safetensors.numpy
 import skimage.segmentation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxmed.data.images import read_image, write_mask
 from jaxmed.data.sources.base import make_example
 from jaxmed.evaluation.decisions import ClassDecisions, LabelDecisions
 from jaxmed.inference import sliding_window
@@ -23,7 +26,7 @@ from jaxmed.inference.export import (
     zip_parts,
 )
 from jaxmed.inference.onnx_writing import write_onnx
-from jaxmed.inference.standalone import boxes, contents, decisions, grids, instances, windows
+from jaxmed.inference.standalone import boxes, contents, decisions, files, grids, instances, windows
 from jaxmed.inference.standalone.programs import rebuild
 from jaxmed.preprocessing import intensity, spatial
 from jaxmed.tasks.detection import Detection
@@ -101,6 +104,71 @@ def test_intensities_equal_those_of_jaxmed(name, dtype):
         return
     wanted = intensity.NORMALIZATIONS[name](make_example(image, index=0), **options)["image"]
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+PICTURES = {
+    "gray.png": ("L", np.uint8),
+    "colour.png": ("RGB", np.uint8),
+    "opacity.png": ("RGBA", np.uint8),
+    "palette.png": ("P", np.uint8),
+    "deep.png": ("I;16", np.uint16),
+    "colour.jpg": ("RGB", np.uint8),
+    "gray.bmp": ("L", np.uint8),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_equal_those_of_jaxmed(tmp_path, name):
+    mode, dtype = PICTURES[name]
+    many = {"RGB": (3,), "RGBA": (4,)}.get(mode, ())
+    pixels = RNG.integers(0, 255, (7, 9, *many)).astype(dtype)
+    picture = PIL.Image.fromarray(pixels)
+    picture = picture.convert("P") if mode == "P" else picture
+    picture.save(tmp_path / name)
+    wanted = read_image(tmp_path / name)
+    found = files.read(tmp_path / name)
+    np.testing.assert_array_equal(found.array, wanted.array)
+    assert found.array.dtype == wanted.array.dtype
+
+
+def test_pictures_that_would_be_misread_are_refused(tmp_path):
+    PIL.Image.fromarray(np.zeros((5, 5, 4), np.uint8), "CMYK").save(tmp_path / "a.jpg")
+    with pytest.raises(contents.ModelError, match="CMYK"):
+        files.read(tmp_path / "a.jpg")
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(contents.ModelError, match=r"b\.png: cannot be read"):
+        files.read(tmp_path / "b.png")
+    (tmp_path / "c.tif").touch()
+    with pytest.raises(contents.ModelError, match=r"c\.tif: format"):
+        files.read(tmp_path / "c.tif")
+
+
+AFFINES = {
+    "plain": np.diag([2.0, 3.0, 4.0, 1.0]),
+    "flipped": np.diag([-2.0, 3.0, -4.0, 1.0]),
+    "turned": np.array([[0, 0, 2.0, 1], [-3, 0, 0, 2], [0, 4, 0, 3], [0, 0, 0, 1]]),
+    "askew": np.array([[2, 0.3, 0, 1], [-0.3, 2, 0, 2], [0, 0, -5, 3], [0, 0, 0, 1]]),
+}
+
+
+@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5, 6, 2)])
+def test_volumes_equal_those_of_jaxmed(tmp_path, name, shape):
+    volume = nibabel.Nifti1Image(RNG.integers(0, 999, shape).astype(np.int16), AFFINES[name])
+    volume.header["descrip"] = b"a name"
+    volume.to_filename(tmp_path / "a.nii.gz")
+    wanted, found = read_image(tmp_path / "a.nii.gz"), files.read(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(found.array, wanted.array)
+    np.testing.assert_array_equal(found.spacing, wanted.spacing)
+    mask = RNG.integers(0, 3, wanted.array.shape[:3]).astype(np.int32)
+    ours = write_mask(tmp_path / "ours" / "a.nii.gz", mask, wanted)
+    theirs = files.write_mask(tmp_path / "theirs" / "a.nii.gz", mask, found)
+    assert ours.name == theirs.name
+    ours, theirs = nibabel.load(ours), nibabel.load(theirs)
+    assert ours.header == theirs.header
+    np.testing.assert_array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj))
+    with pytest.raises(contents.ModelError, match="is the image itself"):
+        files.write_mask(tmp_path / "a.nii.gz", mask, found)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -16,6 +16,7 @@ from .contents import ModelError
 
 PICTURES = (".png", ".jpeg", ".jpg", ".bmp")
 SUFFIXES = (".nii.gz", ".nii", *PICTURES, ".npy")
+MODES = ("1", "L", "LA", "I;16", "I;16B", "I", "F", "P", "RGB", "RGBA")
 MAX_VALUES = 2**31
 MAX_CHANNELS = 32
 MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
@@ -130,6 +131,9 @@ def _read_picture(path: Path) -> File:
         start = stream.read(26)
     if start[:8] == b"\x89PNG\r\n\x1a\n" and start[24:25] == b"\x10" and start[25] in (2, 4, 6):
         raise ModelError(f"{path}: colours of 16 bits would lose half; save it with 8")
+    mode = imageio.v3.immeta(path, exclude_applied=False).get("mode")
+    if mode not in MODES:  # such as CMYK, whose black would be taken for opacity
+        raise ModelError(f"{path}: pixels are of mode {mode}; save it as gray or RGB")
     properties = imageio.v3.improps(path)
     _checked(path, properties.shape)
     # JPEGs that ask to be turned (EXIF) are taken as stored, as their annotations are.
