@@ -306,3 +306,24 @@ def test_what_is_no_artefact_says_so(tmp_path, artefact):
     (tmp_path / "half.zip").write_bytes(half[: len(half) // 2])
     with pytest.raises(ModelError, match="damaged"):
         load(tmp_path / "half.zip")
+
+
+def test_boxes_are_compared_in_the_digits_that_they_have():
+    wanted = {
+        "boxes": np.array([[10, 10, 20, 20], [30, 40, 50, 60]], np.float32),
+        "scores": np.array([0.9, 0.8], np.float32),
+        "labels": np.array([0, 1]),
+    }
+    turned = {name: values[::-1] for name, values in wanted.items()}
+    assert export_checks.compare([wanted], [turned]) == {"boxes": 0, "scores": 0}
+    for factor, told in ((1, 0.01), (10, 0.01 / 6)):
+        moved = wanted["boxes"] * factor + np.float32(0.01)
+        found = export_checks.compare(
+            [{**wanted, "boxes": wanted["boxes"] * factor}], [{**wanted, "boxes": moved}]
+        )
+        assert found["boxes"] == pytest.approx(told, rel=1e-2)
+    others = {**wanted, "labels": np.array([0, 0])}
+    fewer = {name: values[:1] for name, values in wanted.items()}
+    for found in (others, fewer):
+        with pytest.raises(UserError, match="boxes differ"):
+            export_checks.check_equal(export_checks.compare([wanted], [found]))

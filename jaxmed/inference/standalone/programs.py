@@ -44,7 +44,7 @@ def _load_stablehlo(contents: Contents, rules: dict[str, Any]) -> Run:
             told = " ".join(str(error).split())[:300]
             raise ModelError(
                 f"{contents.path}: the program does not run here ({told}); it was made with jax "
-                f"{rules['jax']} for {', '.join(rules['platforms'])}"
+                f"{rules['jax']} for {', '.join(rules['platforms'])}: use that jax or a newer one"
             ) from error
 
     return run
