@@ -76,6 +76,16 @@ class Experiment:
         flat = flatten(config)
         return {key: np.asarray(flat[key], np.float32) for key in self.traced}
 
+    def numbers_for(self, members: Sequence[int]) -> dict[str, np.ndarray]:
+        """What is traced, of some of the models; of several with the models along the first axis.
+
+        Args:
+            members: their places; none where a single one was trained.
+        """
+        configs = [self.member_configs[place] for place in members] or [self.config]
+        numbers = [self.numbers_of(own) for own in configs]
+        return jax.tree.map(lambda *x: np.stack(x), *numbers) if len(numbers) > 1 else numbers[0]
+
     @property
     def outputs(self) -> int:
         """Channels of the network's output."""
@@ -262,9 +272,8 @@ class Experiment:
         """
         config = self.config
         configs = [self.member_configs[place] for place in members] or [config]
-        numbers = [self.numbers_of(own) for own in configs]
         ensemble = len(members) > 1
-        held = jax.tree.map(lambda *x: np.stack(x), *numbers) if ensemble else numbers[0]
+        held = self.numbers_for(members)
         if (ensemble, uncertain) not in self._forwards:
             self._forwards[ensemble, uncertain] = make_forward(
                 self.config,

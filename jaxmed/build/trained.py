@@ -17,8 +17,11 @@ from jaxmed.build.checks import check_fits, check_numbers
 from jaxmed.build.config import config_of_run, flatten, read_run
 from jaxmed.build.experiment import Experiment
 from jaxmed.build.members import read_members, setting_of_best
+from jaxmed.build.workdir import has_checkpoints
 from jaxmed.data.sources.base import make_example
+from jaxmed.inference.export import expand_arrays
 from jaxmed.inference.predictor import Predictor
+from jaxmed.inference.standalone.contents import WEIGHTS, Contents, ModelError
 from jaxmed.training.checkpoints import restore_members, restore_variables
 from jaxmed.training.state import evaluated_step
 from jaxmed.types import DatasetInfo, UserError, count_of
@@ -108,11 +111,12 @@ def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRu
     own = {key for member in members for key in member.changes}
     _check_same_network(workdir, run, config, own)
     experiment = Experiment(config, data_info, run["data"]["class_counts"], members)
+    exported = _read_exported(workdir)
     if not members:
-        variables, step = restore_variables(workdir / "checkpoints")
+        variables, step = exported or restore_variables(workdir / "checkpoints")
         sha256 = parameters_sha256(variables["params"])
         return TrainedRun(experiment, variables, data_info, step, sha256, run)
-    best = restore_members(workdir / "checkpoints")
+    best = restore_members(workdir / "checkpoints") if exported is None else exported[0]
     if evaluated_step(best) < 0:
         raise UserError(
             f"{workdir}: its models were not evaluated yet; go on with training, which chooses "
@@ -126,6 +130,27 @@ def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRu
     step = int(best["step"][chosen].max())
     sha256 = parameters_sha256(take_members(variables, chosen)["params"])
     return TrainedRun(experiment, variables, data_info, step, sha256, run, tuple(chosen), best)
+
+
+def _read_exported(workdir: Path) -> tuple[dict[str, Any], int] | None:
+    """What weights.safetensors holds: variables and their step, or the models' `best`.
+
+    None where a run has checkpoints, or no such file.
+    """
+    if has_checkpoints(workdir) or not (workdir / WEIGHTS).is_file():
+        return None
+    try:
+        arrays = Contents(workdir).weights()
+        description = Contents(workdir).description()
+    except ModelError as error:
+        raise UserError(str(error)) from error
+    step = int(description["step"])
+    best = {name: arrays.pop(name) for name in list(arrays) if name.startswith("best/")}
+    variables = jax.tree.map(np.asarray, expand_arrays(arrays))
+    if not best:
+        return variables, step
+    named = {name.removeprefix("best/"): value for name, value in best.items()}
+    return {"variables": variables, **named}, step
 
 
 def is_of_run(path: Path, sha256: str, run: TrainedRun) -> bool:

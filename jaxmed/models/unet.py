@@ -112,7 +112,8 @@ class UNet(nn.Module):
         return outputs if train and self.deep_supervision else outputs[0]
 
 
-def _check_divisible(spatial: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
+def _check_divisible(spatial: Sequence[Any], strides: Sequence[Sequence[int]]) -> None:
+    """Sizes may be symbols, in a program for export."""
     factors = [1] * len(spatial)
     for stride in strides:
         factors = [f * s for f, s in zip(factors, stride, strict=True)]

@@ -87,6 +87,23 @@ class Detection:
             "metrics": {"class_loss": class_loss, "box_loss": box_loss},
         }
 
+    @property
+    def candidates(self) -> int:
+        """Boxes of an image that suppression looks at."""
+        return max(1000, 10 * self.max_detections)
+
+    def decode(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+        """All boxes, within the image, before suppression.
+
+        Returns:
+            boxes (batch, points, 2 * ndim) and scores (batch, points, classes).
+        """
+        shape = batch["image"].shape[1:-1]
+        return {
+            "boxes": clip_boxes(outputs["boxes"], shape),
+            "scores": jax.nn.sigmoid(outputs["logits"]),
+        }
+
     def predict(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
         """The best boxes of each image after suppression, best first.
 
@@ -94,16 +111,15 @@ class Detection:
             boxes (batch, max_detections, 2 * ndim), scores and labels (batch, max_detections);
             label -1 is padding.
         """
-        shape = batch["image"].shape[1:-1]
+        found = self.decode(outputs, batch)
 
-        def one(logits: jax.Array, boxes: jax.Array) -> dict[str, jax.Array]:
+        def one(classes: jax.Array, boxes: jax.Array) -> dict[str, jax.Array]:
             # Every class of every cell is a candidate; suppression needs only the best few.
-            flat = jax.nn.sigmoid(logits).reshape(-1)
-            most = max(1000, 10 * self.max_detections)
-            scores, index = jax.lax.top_k(flat, min(most, flat.shape[0]))
-            labels = (index % logits.shape[-1]).astype(jnp.int32)
-            candidates = clip_boxes(boxes[index // logits.shape[-1]], shape)
-            rows, found = nms(
+            flat = classes.reshape(-1)
+            scores, index = jax.lax.top_k(flat, min(self.candidates, flat.shape[0]))
+            labels = (index % classes.shape[-1]).astype(jnp.int32)
+            candidates = boxes[index // classes.shape[-1]]
+            rows, kept = nms(
                 candidates,
                 scores,
                 labels,
@@ -111,12 +127,12 @@ class Detection:
                 max_boxes=self.max_detections,
             )
             return {
-                "boxes": jnp.where(found[:, None], candidates[rows], 0),
-                "scores": jnp.where(found, scores[rows], 0),
-                "labels": jnp.where(found, labels[rows], -1),
+                "boxes": jnp.where(kept[:, None], candidates[rows], 0),
+                "scores": jnp.where(kept, scores[rows], 0),
+                "labels": jnp.where(kept, labels[rows], -1),
             }
 
-        return jax.vmap(one)(outputs["logits"], outputs["boxes"])
+        return jax.vmap(one)(found["scores"], found["boxes"])
 
     def combine(self, predictions: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Boxes of several models (models, batch, max_detections, ...), fused image by image."""

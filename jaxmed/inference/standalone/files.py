@@ -1,0 +1,195 @@
+"""Image files in, masks in the same format and geometry out: nibabel, imageio, or NumPy alone.
+
+Other formats are read by jaxmed itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .contents import ModelError
+
+PICTURES = (".png", ".jpeg", ".jpg", ".bmp")
+SUFFIXES = (".nii.gz", ".nii", *PICTURES, ".npy")
+MODES = ("1", "L", "LA", "I;16", "I;16B", "I", "F", "P", "RGB", "RGBA")
+MAX_VALUES = 2**31
+MAX_CHANNELS = 32
+MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
+TEXTS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """One image as read.
+
+    Attributes:
+        path: of the file.
+        array: (*spatial, channels) of uint8, int16 or float32; volumes in RAS order.
+        spacing: (ndim,) float32, mm a voxel.
+        orientation: (3, 2) axis and flip of each axis of the file, as nibabel gives it, or None.
+    """
+
+    path: Path
+    array: np.ndarray
+    spacing: np.ndarray
+    orientation: np.ndarray | None = None
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix of a file that can be read here, or ""."""
+    return next((end for end in SUFFIXES if path.name.lower().endswith(end)), "")
+
+
+def read(path: Path) -> File:
+    """Read an image file.
+
+    Raises:
+        ModelError: the file is missing, damaged, too big or of another format.
+    """
+    suffix = suffix_of(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; check the path")
+    if not suffix:
+        raise ModelError(f"{path}: format is not read here; convert it to {' '.join(SUFFIXES)}")
+    reader = _read_nifti if suffix.startswith(".nii") else _read_picture
+    try:
+        return _read_npy(path) if suffix == ".npy" else reader(path)
+    except ModelError:
+        raise
+    except ImportError as error:
+        raise ModelError(f"{path}: needs a library that is not installed ({error})") from error
+    except Exception as error:
+        told = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path}: cannot be read ({type(error).__name__}: {told})") from error
+
+
+def write_mask(path: Path, mask: np.ndarray, like: File) -> Path:
+    """Write a mask (*spatial) in the format and geometry of its image; pictures become PNG.
+
+    Raises:
+        ModelError: it would replace the image.
+    """
+    suffix = suffix_of(like.path)
+    ending = ".png" if suffix in PICTURES else suffix
+    path = path.with_name(path.name[: len(path.name) - len(suffix)] + ending)
+    if path.exists() and path.samefile(like.path):
+        raise ModelError(f"{path}: is the image itself; write to another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    top = int(mask.max(initial=0))
+    stored = mask.astype(np.uint8 if top < 2**8 else np.uint16 if top < 2**16 else np.uint32)
+    if ending == ".npy":
+        with path.open("wb") as stream:
+            np.save(stream, stored, allow_pickle=False)
+    elif ending == ".png":
+        import imageio.v3
+
+        imageio.v3.imwrite(path, stored, extension=".png")
+    else:
+        _write_nifti(path, stored, like)
+    return path
+
+
+def _checked(path: Path, shape: tuple[int, ...]) -> None:
+    count = math.prod(shape)
+    if not 0 < count <= MAX_VALUES:
+        raise ModelError(f"{path}: shape {shape} has {count} values; expected 1 to {MAX_VALUES}")
+
+
+def _supported(array: np.ndarray) -> np.ndarray:
+    """As the first of uint8, int16 and float32 that holds every value of its type."""
+    if array.dtype.kind not in "biuf":
+        raise ModelError(f"values are of type {array.dtype}; expected real numbers")
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    for dtype in (np.uint8, np.int16):
+        if np.can_cast(array.dtype, dtype):
+            return array.astype(dtype, copy=False)
+    return array.astype(np.float32, copy=False)
+
+
+def _read_npy(path: Path) -> File:
+    stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    _checked(path, stored.shape)
+    shape = stored.shape
+    if len(shape) == 2 or (len(shape) == 3 and shape[-1] > 4):
+        shape = (*shape, 1)
+    if len(shape) not in (3, 4) or shape[-1] > MAX_CHANNELS:
+        raise ModelError(f"{path}: shape {shape}; expected an image or a volume with channels")
+    array = _supported(np.array(stored).reshape(shape))
+    return File(path, array, np.ones(len(shape) - 1, np.float32))
+
+
+def _read_picture(path: Path) -> File:
+    import imageio.v3
+
+    with path.open("rb") as stream:
+        start = stream.read(26)
+    if start[:8] == b"\x89PNG\r\n\x1a\n" and start[24:25] == b"\x10" and start[25] in (2, 4, 6):
+        raise ModelError(f"{path}: colours of 16 bits would lose half; save it with 8")
+    mode = imageio.v3.immeta(path, exclude_applied=False).get("mode")
+    if mode not in MODES:  # such as CMYK, whose black would be taken for opacity
+        raise ModelError(f"{path}: pixels are of mode {mode}; save it as gray or RGB")
+    properties = imageio.v3.improps(path)
+    _checked(path, properties.shape)
+    # JPEGs that ask to be turned (EXIF) are taken as stored, as their annotations are.
+    array = np.asarray(imageio.v3.imread(path, rotate=False))
+    array = np.atleast_3d(array)
+    if array.shape[-1] in (2, 4):  # the last is opacity
+        array = array[..., :-1]
+    return File(path, np.ascontiguousarray(_supported(array)), np.ones(2, np.float32))
+
+
+def _read_nifti(path: Path) -> File:
+    import nibabel
+
+    image: Any = nibabel.load(path)
+    shape = tuple(int(side) for side in image.header.get_data_shape())
+    extra = shape[4:] if len(shape) == 5 and shape[3] == 1 else shape[3:]
+    fields = image.header.get_data_dtype().names
+    if len(extra) > 1 or (extra and (extra[0] > MAX_CHANNELS or fields)):
+        raise ModelError(f"{path}: shape {shape} has a time axis; split it into one volume a file")
+    _checked(path, shape)
+    if image.dataobj.slope == 1 and image.dataobj.inter == 0:
+        values = np.asanyarray(image.dataobj.get_unscaled())
+    else:
+        values = np.asarray(image.dataobj, np.float32)
+    if values.dtype.names:
+        values = np.stack([values[name] for name in values.dtype.names], axis=-1)
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    spatial = (shape + (1, 1, 1))[:3]
+    values = _supported(values.reshape(*spatial, -1))
+    affine = np.array(image.affine, np.float64)
+    affine[:3] *= MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise ModelError(f"{path}: its affine is broken; repair the header")
+    orientation = nibabel.io_orientation(affine)
+    order = np.argsort(orientation[:, 0])
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)[order].astype(np.float32)
+    array = nibabel.apply_orientation(values, orientation)
+    return File(path, np.ascontiguousarray(array), spacing, orientation)
+
+
+def _write_nifti(path: Path, mask: np.ndarray, like: File) -> None:
+    """With the header of the image: its affines and their codes are kept bit for bit."""
+    import nibabel
+
+    assert like.orientation is not None
+    flipped = np.transpose(mask, like.orientation[:, 0].astype(int))
+    stored = flipped[tuple(slice(None, None, int(flip)) for flip in like.orientation[:, 1])]
+    original: Any = nibabel.load(like.path)
+    header = original.header.copy()
+    header.extensions.clear()  # these and the texts may hold a patient's name
+    for field in TEXTS:
+        if field in header:
+            header[field] = b""
+    header.set_intent("none")
+    header["cal_min"] = header["cal_max"] = header["vox_offset"] = 0
+    header.set_data_dtype(stored.dtype)
+    shape = header.get_data_shape()[:3]
+    header.set_data_shape(shape)
+    type(original)(stored.reshape(shape), None, header).to_filename(path)

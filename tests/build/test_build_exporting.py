@@ -1,0 +1,329 @@
+"""Exported runs predict what the run does, without jaxmed."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import imageio.v3 as iio
+import nibabel
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from small_runs import untrained_run
+
+from jaxmed.build import export_checks
+from jaxmed.build.exporting import export_run
+from jaxmed.build.predictions import predict_run
+from jaxmed.build.trained import load_run
+from jaxmed.inference.standalone import ModelError, load
+from jaxmed.types import UserError
+
+RUNS = {
+    "classification": ("classification", {}),
+    "detection": ("detection", {"data.fit": "pad"}),
+    "segmentation": ("segmentation", {"evaluation.flips": True}),
+    "instances": ("segmentation", {"data.masks": "instance"}),
+    "volumes": (
+        "segmentation",
+        {"data.kind": "body", "data.ndim": 3, "data.extent": (16,), "model.features": (4, 8)},
+    ),
+    "classified volumes": ("classification", {"data.ndim": 3, "data.extent": (16,)}),
+    "detection in volumes": ("detection", {"data.ndim": 3, "data.extent": (16,)}),
+    "several": ("segmentation", {"training.seeds": 2}),
+}
+FAST = ("classification", "segmentation")
+CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in RUNS]
+KEYS = {"classification": "probabilities", "detection": "boxes", "segmentation": "voxels"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Workdirs and data of the runs, each made once."""
+    folder, made = tmp_path_factory.mktemp("runs"), {}
+
+    def get(name):
+        if name not in made:
+            task, settings = RUNS[name]
+            workdir = folder / name.replace(" ", "_")
+            made[name] = (workdir, *untrained_run(workdir, task, **settings)[1:])
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def artefact(runs, tmp_path_factory):
+    """The artefact of a run and what it says of itself."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            output = tmp_path_factory.mktemp("artefact")
+            made[name] = export_run(runs(name)[0], output=output)
+        with zipfile.ZipFile(made[name]) as archive:
+            return made[name], json.loads(archive.read("description.json"))
+
+    return get
+
+
+def write_files(source, folder, count=2):
+    """Images of other sizes than those of training; volumes lie askew, one packed."""
+    folder.mkdir()
+    for row in range(count):
+        image = source[row]["image"]
+        image = np.concatenate([image, image[: 5 + 3 * row]])[..., 0]
+        if image.ndim == 2:
+            iio.imwrite(folder / f"{row}.png", image)
+            continue
+        affine = np.array([[0, -9.0, 0, 3], [0, 0, 12.0, 2], [9, 0, 0, -1], [0, 0, 0, 1]])
+        volume = nibabel.Nifti1Image(image, affine)
+        volume.to_filename(folder / f"{row}.nii{'.gz' if row else ''}")
+    return folder
+
+
+def contents(folder):
+    """What predictions wrote, by name: tables, boxes, masks with their affine."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if path.suffix == ".csv":
+            found[path.name] = list(csv.DictReader(path.read_text().splitlines()))
+        elif path.suffix == ".json":
+            found[path.name] = json.loads(path.read_text())
+        elif path.suffix == ".png":
+            found[path.name] = iio.imread(path), None
+        else:
+            image = nibabel.load(path)
+            found[path.name] = np.asarray(image.dataobj), image.affine
+    return found
+
+
+def assert_same(found, wanted):
+    """Tables, boxes and masks agree to 1e-4 and in 99.99 % of the voxels."""
+    assert found.keys() == wanted.keys()
+    for name, was in wanted.items():
+        got = found[name]
+        if name.endswith(".csv"):
+            assert [row.keys() for row in got] == [row.keys() for row in was]
+            for mine, theirs in zip(got, was, strict=True):
+                assert mine["prediction"] == theirs["prediction"]
+                numbers = [k for k in was[0] if k not in ("file", "prediction")]
+                np.testing.assert_allclose(
+                    [float(mine[k]) for k in numbers],
+                    [float(theirs[k]) for k in numbers],
+                    atol=1e-4,
+                )
+        elif name.endswith(".json"):
+            assert len(got) == len(was) > 0
+            for key in ("bbox", "score"):
+                np.testing.assert_allclose(
+                    [box[key] for box in got], [box[key] for box in was], atol=2e-3
+                )
+        else:
+            assert got[0].dtype == was[0].dtype
+            assert (got[0] == was[0]).mean() >= 0.9999
+            assert len(np.unique(was[0])) > 1
+            np.testing.assert_array_equal(got[1], was[1])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_artefact_equals_the_predictor(artefact, name):
+    path, description = artefact(name)
+    checked = description["checked"]
+    assert checked["cases"] > 0
+    assert not checked["made_up"]
+    assert KEYS[RUNS[name][0]] in checked["differences"]
+    assert max(checked["differences"].values()) <= 1e-4
+    assert description["program"]["platforms"] == ["cpu", "cuda", "tpu"]
+    assert description["program"]["input"][0][0] == "batch"
+    assert path.name == "model.zip"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_artefact_predicts_files_without_jaxmed(runs, artefact, tmp_path, name):
+    workdir, source, _ = runs(name)
+    files = write_files(source, tmp_path / "files")
+    predict_run(workdir, [str(files)], output=tmp_path / "wanted")
+    # Imports of what a clean environment lacks fail, and the working folder holds no jaxmed.
+    code = (
+        "import runpy, sys\n"
+        "for name in ('jaxmed', 'flax', 'flatbuffers', 'skimage', 'jaxtyping', 'orbax'):\n"
+        "    sys.modules[name] = None\n"
+        "path = sys.argv.pop(1)\n"
+        "runpy.run_path(path, run_name='__main__')\n"
+    )
+    command = [sys.executable, "-I", "-c", code, str(artefact(name)[0])]
+    command += [f"--output={tmp_path / 'found'}", str(files)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_same(contents(tmp_path / "found"), contents(tmp_path / "wanted"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "instances"])
+def test_onnx_predicts_the_same(runs, tmp_path, name):
+    workdir, source, _ = runs(name)
+    image = source[0]["image"]
+    export_run(workdir, output=tmp_path, format="onnx")
+    wanted = load_run(workdir).predict_image(image)
+    difference = export_checks.compare([wanted], [load(tmp_path).predict(image)])
+    export_checks.check_equal(difference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["detection", "several"])
+def test_weights_predict_as_a_run_does(runs, tmp_path, name):
+    workdir, source, _ = runs(name)
+    export_run(workdir, output=tmp_path / "weights", format="safetensors")
+    assert load_run(tmp_path / "weights").sha256 == load_run(workdir).sha256
+    files = write_files(source, tmp_path / "files", count=1)
+    for folder, output in ((workdir, "wanted"), (tmp_path / "weights", "found")):
+        predict_run(folder, [str(files)], output=tmp_path / output)
+    assert_same(contents(tmp_path / "found"), contents(tmp_path / "wanted"))
+
+
+def test_weights_are_named_by_their_path_and_read_by_anybody(runs, tmp_path):
+    workdir, _, _ = runs("segmentation")
+    export_run(workdir, output=tmp_path, format="safetensors")
+    arrays = load_file(tmp_path / "weights.safetensors")
+    told = json.loads((tmp_path / "description.json").read_text())["arrays"]
+    assert {name: list(x.shape) for name, x in arrays.items()} == {
+        name: entry["shape"] for name, entry in told.items()
+    }
+    params = load_run(workdir).variables["params"]
+    kernel = params["encoder0"]["conv0"]["conv"]["kernel"]
+    np.testing.assert_array_equal(arrays["params/encoder0/conv0/conv/kernel"], kernel)
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["data"]["path"] == ""
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_fewer_bits_are_smaller_and_say_what_they_cost(runs, artefact, tmp_path, dtype, capsys):
+    workdir, _, split = runs("segmentation")
+    path = export_run(workdir, output=tmp_path, dtype=dtype)
+    with zipfile.ZipFile(path) as archive:
+        small = archive.getinfo("weights.safetensors").file_size
+        checked = json.loads(archive.read("description.json"))["checked"]
+    with zipfile.ZipFile(artefact("segmentation")[0]) as archive:
+        assert small < archive.getinfo("weights.safetensors").file_size
+    assert {"before", "after"} == checked["cost"]["dice"].keys()
+    assert f"by {dtype}" in capsys.readouterr().out
+
+
+def test_a_network_sees_images_of_other_sizes(runs, artefact):
+    """Of a fully convolutional network batch and sizes are free, in whole steps."""
+    path, description = artefact("segmentation")
+    assert description["program"]["input"][0] == ["batch", "4*side0", "4*side1", "1"]
+    run = load(path).run
+    for shape in ((1, 8, 12, 1), (3, 20, 4, 1)):
+        found = run(np.zeros(shape, np.float32))["probabilities"]
+        assert found.shape[:-1] == shape[:-1]
+        np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+    with pytest.raises(ModelError, match="does not run here"):
+        run(np.zeros((1, 9, 12, 1), np.float32))
+
+
+def test_an_export_that_differs_is_not_written(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_checks, "MOST", -1.0)
+    with pytest.raises(UserError, match="probabilities differ .* nothing was written"):
+        export_run(runs("classification")[0], output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_data_made_up_images_are_compared(runs, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(runs("classification")[0], workdir)
+    run = json.loads((workdir / "config.json").read_text())
+    run["config"]["data"] |= {"layout": "class_folders", "path": str(tmp_path / "gone")}
+    (workdir / "config.json").write_text(json.dumps(run))
+    path = export_run(workdir, output=tmp_path / "out")
+    with zipfile.ZipFile(path) as archive:
+        assert json.loads(archive.read("description.json"))["checked"]["made_up"]
+    assert "data cannot be read" in capsys.readouterr().out
+    with pytest.raises(UserError, match="data.path"):
+        export_run(workdir, output=tmp_path / "other", dtype="int8")
+
+
+@pytest.mark.slow
+def test_boxes_of_several_models_are_refused_as_onnx(tmp_path):
+    untrained_run(tmp_path / "run", "detection", **{"training.seeds": 2})
+    with pytest.raises(UserError, match="several models"):
+        export_run(tmp_path / "run", output=tmp_path / "out", format="onnx")
+    assert not (tmp_path / "out").exists()
+    export_run(tmp_path / "run", output=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (np.zeros((8, 8, 8, 1), np.uint8), "2 spatial axes"),
+        (np.zeros((8, 8, 5), np.uint8), "5 channels"),
+        (np.zeros((8, 8), np.float64), "float64"),
+        (np.full((8, 8), np.nan, np.float32), "NaN"),
+        (np.zeros((0, 8), np.uint8), "shape"),
+    ],
+)
+def test_other_images_are_refused(artefact, image, told):
+    with pytest.raises(ModelError, match=told):
+        load(artefact("classification")[0]).predict(image)
+
+
+@pytest.mark.parametrize("part", ["description.json", "weights.safetensors", "program.stablehlo"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
+def test_damaged_artefacts_say_so(artefact, tmp_path, part, damage):
+    path, _ = artefact("classification")
+    broken = tmp_path / "model.zip"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(broken, "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            if entry.filename == part and damage == "missing":
+                continue
+            if entry.filename == part and damage == "cut":
+                content = content[: len(content) // 2]
+            new.writestr(entry.filename, content)
+    if damage == "changed":
+        content = bytearray(broken.read_bytes())
+        with zipfile.ZipFile(broken) as archive:
+            place = archive.getinfo(part).header_offset + 100
+        content[place] ^= 255
+        broken.write_bytes(bytes(content))
+    with pytest.raises(ModelError, match=r"missing|damaged|does not run"):
+        load(broken).predict(np.zeros((32, 32), np.uint8))
+
+
+def test_what_is_no_artefact_says_so(tmp_path, artefact):
+    (tmp_path / "text.zip").write_text("no zip")
+    with pytest.raises(ModelError, match="no exported model"):
+        load(tmp_path / "text.zip")
+    with pytest.raises(ModelError, match="no such file"):
+        load(tmp_path / "gone.zip")
+    with pytest.raises(ModelError, match="missing"):
+        load(tmp_path)
+    half = Path(artefact("classification")[0]).read_bytes()
+    (tmp_path / "half.zip").write_bytes(half[: len(half) // 2])
+    with pytest.raises(ModelError, match="damaged"):
+        load(tmp_path / "half.zip")
+
+
+def test_boxes_are_compared_in_the_digits_that_they_have():
+    wanted = {
+        "boxes": np.array([[10, 10, 20, 20], [30, 40, 50, 60]], np.float32),
+        "scores": np.array([0.9, 0.8], np.float32),
+        "labels": np.array([0, 1]),
+    }
+    turned = {name: values[::-1] for name, values in wanted.items()}
+    assert export_checks.compare([wanted], [turned]) == {"boxes": 0, "scores": 0}
+    for factor, told in ((1, 0.01), (10, 0.01 / 6)):
+        moved = wanted["boxes"] * factor + np.float32(0.01)
+        found = export_checks.compare(
+            [{**wanted, "boxes": wanted["boxes"] * factor}], [{**wanted, "boxes": moved}]
+        )
+        assert found["boxes"] == pytest.approx(told, rel=1e-2)
+    others = {**wanted, "labels": np.array([0, 0])}
+    fewer = {name: values[:1] for name, values in wanted.items()}
+    for found in (others, fewer):
+        with pytest.raises(UserError, match="boxes differ"):
+            export_checks.check_equal(export_checks.compare([wanted], [found]))
