@@ -17,6 +17,7 @@ import numpy as np
 
 from . import files
 from .contents import ModelError
+from .decisions import scale
 from .model import Model, load
 
 
@@ -130,7 +131,7 @@ def _listed(
     low, high = np.split(found["boxes"], 2, axis=-1)
     order = slice(None, None, -1) if low.shape[-1] == 2 else slice(None)
     corners = np.concatenate([low[:, order], (high - low)[:, order]], axis=-1)
-    return [
+    listed = [
         {
             "file_name": name,
             "image_id": number,
@@ -143,6 +144,11 @@ def _listed(
             corners.tolist(), found["scores"].tolist(), found["labels"], strict=True
         )
     ]
+    if fixed := model.description["decisions"]:
+        right = scale(found["scores"], fixed["slope"], fixed["intercept"])
+        for box, probability in zip(listed, right.tolist(), strict=True):
+            box["probability"] = round(probability, 6)
+    return listed
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Calibration and decisions of a classification, as its validation part fixed them; NumPy alone."""
+"""Calibration and decisions, as the validation part fixed them; NumPy alone."""
 
 from __future__ import annotations
 
@@ -18,10 +18,7 @@ def decide(
         return {}
     wide = np.asarray(probabilities, np.float64)
     if "slopes" in fixed:
-        inside = np.clip(wide, LEAST, 1 - LEAST)
-        logits = np.log(inside) - np.log1p(-inside)
-        scaled = np.asarray(fixed["slopes"]) * logits + np.asarray(fixed["intercepts"])
-        calibrated = 1 / (1 + np.exp(-np.clip(scaled, -700, 700)))
+        calibrated = scale(wide, np.asarray(fixed["slopes"]), np.asarray(fixed["intercepts"]))
         holds = calibrated >= np.asarray(fixed["thresholds"])
         return {"calibrated": calibrated, "decision": _named(names, holds)}
     logits = np.log(np.maximum(wide, LEAST)) / fixed["temperature"] + np.asarray(fixed["biases"])
@@ -36,6 +33,13 @@ def decide(
         "decision": [names[chosen]],
         "set": _named(names, wide >= fixed["set_threshold"] - LEAST),
     }
+
+
+def scale(scores: np.ndarray, slope: Any, intercept: Any) -> np.ndarray:
+    """Platt scaling of scores between 0 and 1: how often what is scored so is right."""
+    inside = np.clip(np.asarray(scores, np.float64), LEAST, 1 - LEAST)
+    scaled = slope * (np.log(inside) - np.log1p(-inside)) + intercept
+    return 1 / (1 + np.exp(-np.clip(scaled, -700, 700)))
 
 
 def _named(names: list[str], holds: np.ndarray) -> list[str]:
