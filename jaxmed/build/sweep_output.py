@@ -89,12 +89,17 @@ def write_sweep(output: Path, study: Study, config: ConfigDict, space: Sequence[
 
 def _print_table(ranked: Sequence[Trial], keys: Sequence[str], name: str) -> None:
     table = Table(title="Trials, the best first (scores of the validation part)")
-    for column in ("rank", "trial", name, "95 % interval", "SD over seeds", "step", *keys, "state"):
+    short = [key.rsplit(".", 1)[-1] for key in keys]
+    names = short if len(set(short)) == len(short) else list(keys)
+    over = ["SD over seeds"] if any(trial.seeds for trial in ranked) else []
+    for column in ("", "trial", name, "95 % interval", *over, "step", *names, "state"):
         table.add_column(escape(column))
     for rank, trial in enumerate(ranked, start=1):
         place = str(rank) if trial.state == "finished" else ""
+        score, interval, spread, step = table_cells(trial)
         values = [shown_value(trial.params.get(key, "")) for key in keys]
-        cells = [place, str(trial.number), *table_cells(trial), *values, trial.state]
+        known = [score, interval, *([spread] if over else []), step]
+        cells = [place, str(trial.number), *known, *values, trial.state]
         table.add_row(*map(escape, cells))
     Console().print(table)
     for trial in ranked:
