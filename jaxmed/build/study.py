@@ -72,7 +72,7 @@ class Lock:
 
 
 class Study:
-    """What was tried, and what is to be tried next.
+    """What was tried, and what is to be tried next; to be closed, or used in a `with` statement.
 
     Args:
         folder: holds study.db and locks/.
@@ -99,8 +99,10 @@ class Study:
         self._held: dict[int, Lock] = {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self._alone():
+            database = f"sqlite:///{(folder / 'study.db').absolute()}"
+            self._storage = optuna.storages.RDBStorage(database)
             self._study = optuna.create_study(
-                storage=f"sqlite:///{(folder / 'study.db').absolute()}",
+                storage=self._storage,
                 study_name="sweep",
                 load_if_exists=True,
                 direction="maximize",
@@ -167,6 +169,19 @@ class Study:
             return False
         self._held[number] = lock
         return True
+
+    def close(self) -> None:
+        """Let go of the database and of all trials; may be called twice."""
+        for number in list(self._held):
+            self.release(number)
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+    def __enter__(self) -> Study:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
 
     def release(self, number: int) -> None:
         """Let others take a trial up."""

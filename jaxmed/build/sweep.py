@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from jaxmed.build.study import PRUNERS, SAMPLERS, Lock, Study
 from jaxmed.build.sweep_output import write_sweep
 from jaxmed.build.sweep_space import Dimension, is_of_numbers, read_space
 from jaxmed.build.sweep_together import train_together
-from jaxmed.build.sweep_trials import failure, train_one
+from jaxmed.build.sweep_trials import failure, is_of_disk, train_one
 from jaxmed.build.workdir import FREE, make_folder
 from jaxmed.types import UserError
 
@@ -67,27 +66,26 @@ def sweep_run(
     config = config.copy_and_resolve_references()
     config.training.seeds = seeds
     _write_or_compare(output, config, space, sampler)
-    study = Study(
+    if together == 1 and is_of_numbers(space) and trials > 2:
+        print("note: these settings could be trained as one program: --together=8, for example")
+    with Study(
         output,
         space,
         sampler=sampler,
         pruner=pruner,
         first_rung=evaluations_apart(config),
         seed=config.seed,
-    )
-    if together == 1 and is_of_numbers(space) and trials > 2:
-        print("note: these settings could be trained as one program: --together=8, for example")
-    while numbers := study.claim(trials=trials, at_once=together):
-        try:
-            if not _work(study, numbers, config, space, output, is_halving=pruner != "none"):
-                print("stopped; the same command goes on from there")
-                return False
-        finally:
-            study.release(study.group(numbers[0])[0])
-            jax.clear_caches()  # programs of other shapes, which no later trial runs
-            gc.collect()
-        _refuse_failures(study)
-    write_sweep(output, study, config, space)
+    ) as study:
+        while numbers := study.claim(trials=trials, at_once=together):
+            try:
+                if not _work(study, numbers, config, space, output, is_halving=pruner != "none"):
+                    print("stopped; the same command goes on from there")
+                    return False
+            finally:
+                study.release(study.group(numbers[0])[0])
+                jax.clear_caches()  # programs of other shapes, which no later trial runs
+            _refuse_failures(study)
+        write_sweep(output, study, config, space)
     return True
 
 
@@ -175,13 +173,13 @@ def _work(
         if len(group) > 1:
             return train_together(study, group, config, space, output, is_halving=is_halving)
         return train_one(study, numbers[0], config, space, output)
-    except OSError:
-        raise  # the disk's, not the trial's, which goes on once that is mended
     except Exception as error:
+        if is_of_disk(error):
+            raise  # the trial goes on once that is mended
         message = failure(error)
         for number in study.running(group):
             study.fail(number, message or f"{type(error).__name__}: {error}")
-            print(f"trial {number}: failed: {message}")
+            print(f"trial {number}: failed: {message or error}")
         if message is None:
             raise
         return True

@@ -21,7 +21,7 @@ from jaxmed.types import UserError
 MOST_RESUMES = 3
 """Times that a trial is taken up at the same step before it is given up."""
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""What is no fault of a trial."""
+"""Errors of a disk that is full, gone or not to be written."""
 
 
 def train_one(
@@ -49,9 +49,7 @@ def train_one(
 
         if train_run(config, workdir, watch=watch):
             found = read_summary(workdir)
-            entries = [{**found, "metrics": found["metrics"]}]
-            if config.training.seeds > 1:
-                entries = found["members"]
+            entries = found["members"] if config.training.seeds > 1 else [found]
             finish_trial(study, number, entries, found["main_score"], config.training.seeds)
             return True
     if "pruned" not in study.facts(number):
@@ -133,11 +131,15 @@ def count_resumes(study: Study, numbers: Sequence[int], workdir: Path) -> None:
         study.note(number, begun=begun)
 
 
+def is_of_disk(error: Exception) -> bool:
+    """Whether the disk refused, which is no fault of a trial."""
+    cause = error.__cause__
+    return isinstance(error, OSError) or (isinstance(cause, OSError) and cause.errno in DISK)
+
+
 def failure(error: Exception) -> str | None:
     """What went wrong with a trial, in a line; None of what is no fault of its settings."""
     said = " ".join(str(error).split())
-    if isinstance(error.__cause__, OSError) and error.__cause__.errno in DISK:
-        return None
     if isinstance(error, TrainingDiverged):
         return f"diverged: {said}"
     if isinstance(error, UserError):
