@@ -267,21 +267,36 @@ class Study:
         found = self._study.get_trials(deepcopy=False)
         return [_as_trial(trial) for trial in found if trial.state is not TrialState.WAITING]
 
-    def importance(self) -> dict[str, float]:
-        """The share of the finished trials' spread that each key explains, the largest first.
+    def importance(self) -> tuple[dict[str, float], int | None]:
+        """The share of the scores' spread that each key explains, the largest first.
 
         Functional ANOVA over a random forest (Hutter et al., An Efficient Approach for Assessing
-        Hyperparameter Importance, ICML 2014).
+        Hyperparameter Importance, ICML 2014). Where trials were pruned it is of the scores at the
+        last step that all came to: those that were not are alike, and would say that what they
+        share had not mattered.
 
         Returns:
-            Nothing where fewer than four trials finished, or all scored the same.
+            The shares, none where fewer than four trials have scores or all are the same; and the
+            step, None where it is of the final scores.
         """
-        done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(done) < 4 or len({trial.value for trial in done}) < 2:
-            return {}
+        found = self._study.get_trials(deepcopy=False)
+        done = [t for t in found if t.state is TrialState.COMPLETE]
+        pruned = [t for t in found if t.state is TrialState.PRUNED and t.intermediate_values]
+        step = min((max(t.intermediate_values) for t in pruned), default=None)
+        scored = done
+        if step is not None:
+            scored = [t for t in (*done, *pruned) if step in t.intermediate_values]
+        scores = [t.value if step is None else t.intermediate_values[step] for t in scored]
+        if len(scored) < 4 or len(set(scores)) < 2:
+            return {}, step
+        own = optuna.create_study(direction="maximize")
+        own.add_trials(
+            optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=score)
+            for t, score in zip(scored, scores, strict=True)
+        )
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        found = optuna.importance.get_param_importances(self._study, evaluator=evaluator)
-        return {key: float(share) for key, share in found.items()}
+        shares = optuna.importance.get_param_importances(own, evaluator=evaluator)
+        return {key: float(share) for key, share in shares.items()}, step
 
 
 def _make_pruner(name: str, first_rung: int) -> Any:

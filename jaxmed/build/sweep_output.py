@@ -62,9 +62,10 @@ def write_sweep(output: Path, study: Study, config: ConfigDict, space: Sequence[
         write_winner(output / WINNER_FILE, output / done[0].workdir, facts.get("model"))
         winner = f"The winner as a config: train.py --config={output / WINNER_FILE} --workdir=DIR"
         print(winner)
-    importance = study.importance()
+    importance, at_step = study.importance()
+    when = "" if at_step is None else f" (of the score at step {at_step})"
     for key, share in importance.items():
-        print(f"importance of {key}: {share:.2f}")
+        print(f"importance of {key}: {share:.2f}{when}")
     verdict = judge_winner(trials)
     for i, sentence in enumerate(tell_verdict(verdict)):
         doubtful = i == 0 and verdict is not None and verdict.is_doubtful
@@ -80,6 +81,7 @@ def write_sweep(output: Path, study: Study, config: ConfigDict, space: Sequence[
         space={dimension.key: dimension.told() for dimension in space},
         log_keys=[dimension.key for dimension in space if dimension.log],
         importance=importance,
+        importance_step=at_step,
         score_name=name,
         winner=winner,
         notes=notes,
@@ -101,7 +103,10 @@ def _print_table(ranked: Sequence[Trial], keys: Sequence[str], name: str) -> Non
         known = [score, interval, *([spread] if over else []), step]
         cells = [place, str(trial.number), *known, *values, trial.state]
         table.add_row(*map(escape, cells))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a file is as wide as it needs to be
+        console = Console(width=80 + 12 * len(keys))
+    console.print(table)
     for trial in ranked:
         if trial.state == "failed":
             print(f"trial {trial.number} failed: {trial.message}")

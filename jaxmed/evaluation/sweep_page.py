@@ -32,6 +32,7 @@ def write_sweep_page(
     space: Mapping[str, str],
     log_keys: Sequence[str] = (),
     importance: Mapping[str, float] | None = None,
+    importance_step: int | None = None,
     score_name: str = "score",
     winner: str = "",
     notes: Sequence[str] = (),
@@ -45,6 +46,7 @@ def write_sweep_page(
         space: what each key could be, in words.
         log_keys: keys to be drawn on a logarithmic axis.
         importance: of each key, from 0 to 1; empty where it is not known.
+        importance_step: whose scores it is of; None: the final ones.
         score_name: of the score that was searched for.
         winner: how to run the winner.
         notes: what else there is to say.
@@ -55,7 +57,7 @@ def write_sweep_page(
         Section("Trials", [_table(ranked, list(space), score_name)] if ranked else []),
         Section("History", _history(trials, score_name)),
         Section("Parallel coordinates", _parallel(trials, list(space), set(log_keys), score_name)),
-        Section("What mattered", _importance(importance or {})),
+        Section("What mattered", _importance(importance or {}, importance_step)),
         Section("Failures", _failures(ranked)),
         Section("Search space", [Table("Keys", ("key", "values"), list(map(list, space.items())))]),
     ]
@@ -177,19 +179,19 @@ def _axis_of(values: Sequence[Any], log: bool) -> tuple[list[float], list[tuple[
     return ((scaled - low) / (high - low)).tolist(), [*ends, (1.0, f"{numbers.max():.4g}")]
 
 
-def _importance(importance: Mapping[str, float]) -> list[Block]:
+def _importance(importance: Mapping[str, float], step: int | None) -> list[Block]:
     if not importance:
-        told = "Not known: it takes four finished trials with different scores."
+        told = "Not known: it takes four trials with different scores."
         return [Text(told, "small")]
     names, shares = list(importance)[::-1], list(importance.values())[::-1]
     figure = Figure(figsize=(7, 0.8 + 0.4 * len(names)), layout="constrained")
     axis = figure.subplots()
     axis.barh([_plain(name) for name in names], shares)
     axis.set(xlabel="share of the spread of the scores", xlim=(0, 1))
+    of = "the scores" if step is None else f"the scores at step {step}, the last that all came to,"
     told = (
-        "Share of the spread of the finished trials' scores that each key explains by itself "
-        "(functional ANOVA, Hutter et al. 2014); of few trials a rough guide, and of those that "
-        "were not pruned, which are alike"
+        f"Share of the spread of {of} that each key explains by itself (functional ANOVA, Hutter "
+        "et al. 2014); of few trials a rough guide"
     )
     rows = [[key, f"{share:.3f}"] for key, share in importance.items()]
     return [

@@ -155,6 +155,9 @@ def test_the_best_is_found_and_the_worse_end_early(sweep, tmp_path):
     scores = [trial.score for trial in trials if trial.state == "finished"]
     best = runpy.run_path(str(tmp_path / "out/best.py"))["get_config"]()
     assert 1 - abs(math.log10(best.optimizer.learning_rate) + 2) / 4 == pytest.approx(max(scores))
+    shares, step = study.importance()
+    assert shares["optimizer.learning_rate"] > 0.5
+    assert step == 2
     assert "Trial" in (tmp_path / "out/sweep.html").read_text()
     assert len((tmp_path / "out/ranking.csv").read_text().splitlines()) == 17
 
@@ -167,7 +170,9 @@ def test_going_on_repeats_no_trial_and_more_may_be_asked_for(sweep):
     rates = {params["optimizer.learning_rate"] for params in both}
     assert len(rates) == 9
     assert len(sweep(trials=9, sampler="random").trials()) == 9
-    assert study.importance()["optimizer.learning_rate"] > 0.5
+    shares, step = study.importance()
+    assert shares["optimizer.learning_rate"] > 0.5
+    assert step is None
 
 
 def test_a_grid_has_each_combination_once(sweep):
@@ -333,7 +338,7 @@ def together(tmp_path_factory):
     """A finished sweep of four learning rates, trained together, of which two stop half-way."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "space.yaml").write_text("optimizer.learning_rate: [1e-4, 1e-3, 1e-2, 1e-1]")
-    config = small_config("classification", **{"sharding.members": "vmap"})
+    config = small_config("classification")
     options = {"trials": 4, "sampler": "grid", "together": 4}
     assert sweep_run(config, folder / "space.yaml", folder / "out", **options)
     return folder / "out"
@@ -364,6 +369,7 @@ def test_the_winner_trained_by_itself_scores_the_same(together, tmp_path, opened
     assert summary["metrics"][summary["main_score"]]["value"] == pytest.approx(best.score, abs=1e-3)
     run = flatten(config_of_run(read_run(tmp_path / "alone")))
     assert run["training.steps"] == 4
-    log = [json.loads(line) for line in (tmp_path / "alone/metrics.jsonl").open()]
+    lines = (tmp_path / "alone/metrics.jsonl").read_text().splitlines()
+    log = [json.loads(line) for line in lines]
     curve = {e["step"]: e[summary["main_score"]] for e in log if e["split"] == "val"}
     assert curve == pytest.approx(dict(best.curve), abs=1e-3)
