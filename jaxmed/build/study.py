@@ -219,7 +219,9 @@ class Study:
         return dict(self._study.get_trials(deepcopy=False)[number].params)
 
     def note(self, number: int, **facts: Any) -> None:
-        """Keep facts about a trial, which JSON can hold."""
+        """Keep facts that JSON can hold about a trial; not about one that is over."""
+        if not self.running([number]):
+            return  # told by a worker that was lost before it came to the rest of its group
         trial = self._trial(number)
         for name, fact in facts.items():
             trial.set_user_attr(name, fact)
@@ -242,25 +244,25 @@ class Study:
 
         A step that was reported before, by a worker that was lost, keeps its score.
         """
-        trial = self._trial(number)
-        known = self._study.get_trials(deepcopy=False)[number].intermediate_values
-        if step in known:
+        found = self._study.get_trials(deepcopy=False)[number]
+        if step in found.intermediate_values or found.state is not TrialState.RUNNING:
             return False
+        trial = self._trial(number)
         trial.report(score, step)
         return bool(trial.should_prune())
 
     def finish(self, number: int, score: float) -> None:
         """The score of the trial's best checkpoint."""
-        self._study.tell(number, score)
+        self._study.tell(number, score, skip_if_finished=True)
 
     def prune(self, number: int) -> None:
         """It ended early; its score is the last that was reported."""
-        self._study.tell(number, state=TrialState.PRUNED)
+        self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
 
     def fail(self, number: int, message: str) -> None:
         """It has no score, and why."""
         self.note(number, message=message)
-        self._study.tell(number, state=TrialState.FAIL)
+        self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
     def trials(self) -> list[Trial]:
         """All that were begun."""

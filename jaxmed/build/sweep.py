@@ -21,6 +21,7 @@ from jaxmed.build.sweep_space import Dimension, is_of_numbers, read_space
 from jaxmed.build.sweep_together import train_together
 from jaxmed.build.sweep_trials import failure, is_of_disk, train_one
 from jaxmed.build.workdir import FREE, make_folder
+from jaxmed.preprocessing.fingerprint import digest
 from jaxmed.types import UserError
 
 SWEEP_FILE = "sweep.json"
@@ -61,11 +62,12 @@ def sweep_run(
         UserError: for mistakes in the space or the config, or where nothing but failures comes.
     """
     output = Path(output)
-    space = _check(config, space_file, sampler, pruner, seeds, together)
+    space = _check(config, space_file, sampler, pruner, together)
+    data = digest(datasets.make_source(config))  # which says what is wrong with the data
     make_folder(output)
     config = config.copy_and_resolve_references()
     config.training.seeds = seeds
-    _write_or_compare(output, config, space, sampler)
+    _write_or_compare(output, config, space, sampler, data)
     if together == 1 and is_of_numbers(space) and trials > 2:
         print("note: these settings could be trained as one program: --together=8, for example")
     with Study(
@@ -94,7 +96,6 @@ def _check(
     space_file: str | Path,
     sampler: str,
     pruner: str,
-    seeds: int,
     together: int,
 ) -> tuple[Dimension, ...]:
     """The space, once nothing is wrong that could be known before the first trial."""
@@ -118,16 +119,15 @@ def _check(
             f"--together={together}: models of one program may not differ in all keys of "
             f"{space_file}; leave it out, or keep to numbers that `training.vary` takes"
         )
-    datasets.make_source(config)  # says what is wrong with the data
     return space
 
 
 def _write_or_compare(
-    output: Path, config: ConfigDict, space: Sequence[Dimension], sampler: str
+    output: Path, config: ConfigDict, space: Sequence[Dimension], sampler: str, data: str
 ) -> None:
     """Write what the sweep is of, or refuse to go on with another."""
     described = {dimension.key: dimension.told() for dimension in space}
-    now = {"config": config.to_dict(), "space": described, "sampler": sampler}
+    now = {"config": config.to_dict(), "space": described, "sampler": sampler, "data": data}
     lock = Lock(output / ".lock")
     lock.take(wait=True)
     try:
@@ -155,7 +155,12 @@ def _write_or_compare(
 def _flat(sweep: Mapping[str, Any]) -> dict[str, Any]:
     """What must stay the same, a key each."""
     space = {f"--space {key}": told for key, told in sweep["space"].items()}
-    return {**flatten(sweep["config"]), **space, "--sampler": sweep["sampler"]}
+    return {
+        **flatten(sweep["config"]),
+        **space,
+        "--sampler": sweep["sampler"],
+        "data": sweep["data"],
+    }
 
 
 def _work(

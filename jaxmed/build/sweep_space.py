@@ -108,7 +108,7 @@ def read_space(path: str | Path, config: ConfigDict) -> tuple[Dimension, ...]:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise UserError(f"--space={path}: larger than 1 MiB, so it is no search space")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"--space={path}: cannot be read ({said})") from error
@@ -127,6 +127,24 @@ def read_space(path: str | Path, config: ConfigDict) -> tuple[Dimension, ...]:
         dimensions.append(_dimension(where, key, given, type(known[key])))
     _try_values(str(path), config, dimensions)
     return tuple(dimensions)
+
+
+def _parse(text: str) -> Any:
+    """The content of a YAML file without its traps.
+
+    Raises:
+        ValueError: for aliases, with which a short file could hold any amount, and for a key that
+            is there twice, of which the last would count.
+    """
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise ValueError("it has aliases (*name); write the values out")
+    node = yaml.compose(text, yaml.SafeLoader)
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} is there twice")
+    return yaml.safe_load(text)
 
 
 def is_of_numbers(space: Sequence[Dimension]) -> bool:

@@ -158,6 +158,8 @@ def _finish(study: Study, numbers: Sequence[int], workdir: Path, seeds: int) -> 
     for place, number in enumerate(numbers):
         own = members[place * seeds : (place + 1) * seeds]
         entries = [found[member.name] for member in own if member.name in found]
+        if not study.running([number]):
+            continue  # its worker was lost while it noted these
         study.note(number, model=own[0].name)
         try:
             finish_trial(study, number, entries, summary["main_score"], seeds)

@@ -102,6 +102,8 @@ def sweep(tmp_path, space_file, monkeypatch, opened):
         ("[1, 2]", "expected lines such as"),
         ("", "expected lines such as"),
         ("a: [1", "cannot be read"),
+        ("data.size: &a [1, 2]\nmodel.width: *a", "has aliases"),
+        ("model.width: [4, 8]\nmodel.width: [8, 16]", "model.width is there twice"),
         ("a: !!python/object/apply:os.getcwd []", "cannot be read"),
     ],
 )
