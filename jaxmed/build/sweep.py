@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from jaxmed.build import datasets
 from jaxmed.build.checks import check_numbers
 from jaxmed.build.config import differences, flatten, write_json
+from jaxmed.build.locks import Lock
 from jaxmed.build.prepared import check_place
 from jaxmed.build.resolve import evaluations_apart
-from jaxmed.build.study import PRUNERS, SAMPLERS, Lock, Study
+from jaxmed.build.study import PRUNERS, SAMPLERS, Study
 from jaxmed.build.sweep_output import write_sweep
 from jaxmed.build.sweep_space import Dimension, is_of_numbers, read_space
 from jaxmed.build.sweep_together import train_together
