@@ -22,7 +22,7 @@ JOBS ?= 2
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
-	@echo "Settings: EXTRAS=cuda|tpu|dicom-seg|export|notebooks|test|torch (several with commas)  PYTHON=...  VENV=.venv"
+	@echo "Settings: EXTRAS=cuda|tpu|dicom-seg|export|notebooks|sweeps|test|torch (several with commas)  PYTHON=...  VENV=.venv"
 
 setup: venv ## Make .venv and install jaxmed in it; EXTRAS=cuda for NVIDIA GPUs, EXTRAS=tpu for TPUs
 	@VENV="$(VENV)" PIP="$(PIP)" sh .ci/install "$(EXTRAS)"

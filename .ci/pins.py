@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-EXTRAS = "test,notebooks,dicom-seg,export,cuda,tpu,torch"
+EXTRAS = "test,notebooks,dicom-seg,export,sweeps,cuda,tpu,torch"
 
 with tempfile.NamedTemporaryFile(suffix=".json") as report:
     command = [sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed"]

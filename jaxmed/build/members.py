@@ -100,6 +100,8 @@ def _word(number: float) -> str:
 def parse_vary(text: str, *, known: Collection[str] = ()) -> list[dict[str, float]]:
     """`"a.b=1,2; c.d=3,4"` -> every combination, one dict each; `[{}]` for an empty text.
 
+    `"a.b=1; c.d=3 | a.b=2; c.d=4"` are just these two: what is between bars adds up.
+
     Args:
         text: of `training.vary`.
         known: keys of the config, which were meant as they are.
@@ -107,40 +109,70 @@ def parse_vary(text: str, *, known: Collection[str] = ()) -> list[dict[str, floa
     Raises:
         UserError: for a key that cannot vary, or what is no number.
     """
+    grids = text.split("|")
+    settings = [
+        setting
+        for grid in grids
+        for setting in _parse_grid(grid, text=text, known=known, is_all=len(grids) == 1)
+    ]
+    for i, setting in enumerate(settings):
+        if setting.keys() != settings[0].keys():
+            raise UserError(f"training.vary is {text!r}; expected the same keys between all bars")
+        if setting in settings[:i]:
+            raise UserError(f"training.vary is {text!r}; two of its settings are the same")
+    for key in set(SWITCHES) & settings[0].keys():
+        if 0 < sum(setting[key] > 0 for setting in settings) < len(settings):
+            raise UserError(f"training.vary: {key} cannot be on in some models and off in others")
+    return settings
+
+
+def vary_text(settings: Sequence[Mapping[str, float]]) -> str:
+    """What `parse_vary` reads as these settings, of which there are several."""
+    return " | ".join("; ".join(f"{k}={v!r}" for k, v in setting.items()) for setting in settings)
+
+
+def _parse_grid(
+    grid: str, *, text: str, known: Collection[str], is_all: bool
+) -> list[dict[str, float]]:
+    """Every combination of what is between two bars, or of the whole text."""
     axes: dict[str, list[float]] = {}
-    for part in filter(None, (p.strip() for p in text.split(";"))):
+    for part in filter(None, (p.strip() for p in grid.split(";"))):
         key, equals, values = (piece.strip() for piece in part.partition("="))
         if key not in VARIABLE:
             near = [] if key in known else difflib.get_close_matches(key, VARIABLE, n=1)
             meant = f"did you mean {near[0]}?" if near else f"these can: {', '.join(VARIABLE)}"
             raise UserError(f"training.vary: {key} cannot differ between models; {meant}")
-        numbers = []
-        for value in values.split(",") if equals else []:
-            try:
-                numbers.append(float(value))
-            except ValueError:
-                hint = "; put a semicolon between keys" if "=" in value else ""
-                raise UserError(f"training.vary: {key}={value} is no number{hint}") from None
-            if not math.isfinite(numbers[-1]) or numbers.count(numbers[-1]) > 1:
-                raise UserError(
-                    f"training.vary: {key}={value.strip()}; expected finite numbers, none twice"
-                )
+        numbers = _parse_numbers(key, values.split(",") if equals else [])
         if not numbers or key in axes:
             raise UserError(
                 f"training.vary is {text!r}; expected numbers for each key once, as in "
                 "optimizer.learning_rate=1e-3,3e-4;model.dropout=0,0.2"
             )
-        if len(numbers) == 1:
+        if len(numbers) == 1 and is_all:
             raise UserError(
                 f"training.vary: {key} has one value; set it for all models with --config.{key}="
                 f"{values}"
             )
-        if key in SWITCHES and 0 < sum(n > 0 for n in numbers) < len(numbers):
-            raise UserError(f"training.vary: {key} cannot be on in some models and off in others")
         axes[key] = numbers
     if text and not axes:
         raise UserError(f"training.vary is {text!r}; expected keys with numbers, or nothing")
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _parse_numbers(key: str, values: Sequence[str]) -> list[float]:
+    """Finite numbers, none twice."""
+    numbers: list[float] = []
+    for value in values:
+        try:
+            numbers.append(float(value))
+        except ValueError:
+            hint = "; put a semicolon between keys" if "=" in value else ""
+            raise UserError(f"training.vary: {key}={value} is no number{hint}") from None
+        if not math.isfinite(numbers[-1]) or numbers.count(numbers[-1]) > 1:
+            raise UserError(
+                f"training.vary: {key}={value.strip()}; expected finite numbers, none twice"
+            )
+    return numbers
 
 
 def member_config(config: ConfigDict, member: Member) -> ConfigDict:

@@ -106,13 +106,18 @@ def resolve(
     steps = config.training.steps
     defaults = {
         "log_every": min(20, max(1, steps // 25)),
-        "evaluate_every": max(50, steps // 10),
+        "evaluate_every": evaluations_apart(config),
         "checkpoint_every": max(50, steps // 10),
     }
     for key, every in defaults.items():
         config.training[key] = config.training[key] or every
     _check_complete(config)
     return config, settings, fingerprint
+
+
+def evaluations_apart(config: ConfigDict) -> int:
+    """Steps between evaluations; where the length is left to the plan, the fewest there will be."""
+    return config.training.evaluate_every or max(50, config.training.steps // 10)
 
 
 def _with_length(

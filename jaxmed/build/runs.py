@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +69,23 @@ from jaxmed.training.state import TrainState, best_numbers, evaluated_step
 from jaxmed.types import Example, Source, UserError
 
 
-def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> bool:
+def train_run(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    dry_run: bool = False,
+    watch: Callable[[int, Any], bool] | None = None,
+) -> bool:
     """Train in `workdir`, or go on where a run in it stopped; then evaluate the best checkpoint.
 
     Args:
         config: as given on the command line.
         workdir: made where missing.
         dry_run: only print the config, shapes, parameters and the memory of a step.
+        watch: told of each evaluation, see `jaxmed.training.loop.train`; may end it early.
 
     Returns:
-        Whether it came to its end; False where a signal stopped it.
+        Whether it came to its end; False where a signal or `watch` stopped it.
 
     Raises:
         UserError: for every mistake in the config, the data or the workdir.
@@ -91,11 +98,17 @@ def train_run(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False)
     elif is_first():
         make_folder(workdir)
         with hold_workdir(workdir):
-            return _train_in(workdir, config, dry_run=False)
-    return _train_in(workdir, config, dry_run=dry_run)
+            return _train_in(workdir, config, dry_run=False, watch=watch)
+    return _train_in(workdir, config, dry_run=dry_run, watch=watch)
 
 
-def _train_in(workdir: Path, config: ConfigDict, *, dry_run: bool) -> bool:
+def _train_in(
+    workdir: Path,
+    config: ConfigDict,
+    *,
+    dry_run: bool,
+    watch: Callable[[int, Any], bool] | None,
+) -> bool:
     """The same in a folder that is there, and that nobody else trains in."""
     members = plan_members(config)
     if members and jax.process_count() > 1:
@@ -151,7 +164,7 @@ def _train_in(workdir: Path, config: ConfigDict, *, dry_run: bool) -> bool:
         ids = {part: [source.ids[i] for i in rows] for part, rows in split.items()}
         write_json(workdir / SPLIT_FILE, ids)
     try:
-        finished = _train(experiment, source, split, workdir)
+        finished = _train(experiment, source, split, workdir, watch)
     except TrainingDiverged as error:
         if not (members and has_checkpoints(workdir)):
             raise
@@ -238,9 +251,17 @@ def _train(
     source: Source,
     split: Mapping[str, Sequence[int]],
     workdir: Path,
+    watch: Callable[[int, Any], bool] | None,
 ) -> bool:
     """The training itself; whether it came to its end."""
     config, rows = experiment.config, rows_of(split, "train")
+    halted = False
+
+    def ends(step: int, score: Any) -> bool:
+        nonlocal halted
+        halted = watch is not None and watch(step, score) and step < config.training.steps
+        return halted
+
     members = experiment.members
     cache = int(config.data.cache_gb * 2**30) // max(1, config.data.workers)
     prepare = PrepareForTraining(experiment.prepare)
@@ -298,6 +319,7 @@ def _train(
                 stop=stop,
                 members=[member.name for member in members],
                 steps_per_call=config.training.steps_per_call or (1 if cases is None else 8),
+                watch=ends,
             )
             stop.requested = any_of(stop.requested)  # perhaps since they last agreed
             if stop.requested:
@@ -306,7 +328,7 @@ def _train(
                     f"stopped and saved at step {step} of {config.training.steps}; the same "
                     "command goes on from there"
                 )
-        return not stop.requested
+        return not (stop.requested or halted)
 
 
 def _start(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import importlib.metadata
 import json
 import os
@@ -20,14 +19,10 @@ from ml_collections import ConfigDict
 
 import jaxmed
 from jaxmed.build.config import CONFIG_FILE, differences, flatten, read_run, write_json
+from jaxmed.build.locks import Lock
 from jaxmed.preprocessing.fingerprint import digest
 from jaxmed.training.processes import is_first
 from jaxmed.types import Source, UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 SPLIT_FILE = "split.json"
 LOCK_FILE = ".lock"
@@ -66,33 +61,26 @@ def make_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def hold_workdir(workdir: Path) -> Iterator[None]:
-    """Keep other trainings out of a workdir while this one runs.
-
-    The lock is the system's own, which ends with the process, however it ends. File systems (and
-    Windows) that have none go without.
+    """Keep other trainings out of a workdir while this one runs; where there are no locks, say so.
 
     Raises:
         UserError: another training is under way in it.
     """
-    if fcntl is None:
+    lock = Lock(workdir / LOCK_FILE)
+    try:
+        is_taken = lock.take()
+    except UserError as error:
+        print(f"note: {error}; take care that only one training uses {workdir}")
+        is_taken = True
+    if not is_taken:
+        raise UserError(
+            f"{workdir}: a training is under way in it ({lock.holder()}); wait for it, stop it, or "
+            "use another workdir"
+        )
+    try:
         yield
-        return
-    with (workdir / LOCK_FILE).open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"{workdir}: a training is under way in it ({file.read(200).strip()}); wait for "
-                "it, stop it, or use another workdir"
-            ) from None
-        except OSError:
-            print(f"note: {workdir} cannot be locked; take care that only one training uses it")
-        file.truncate(0)
-        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        file.write(f"process {os.getpid()} on {platform.node()}, since {now}\n")
-        file.flush()
-        yield
+    finally:
+        lock.free()
 
 
 def check_could_be_made(path: Path) -> None:

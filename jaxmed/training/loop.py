@@ -51,6 +51,7 @@ def train(
     split: str = "val",
     members: Sequence[str] = (),
     steps_per_call: int = 1,
+    watch: Callable[[int, Any], bool] | None = None,
 ) -> TrainState:
     """Train up to `steps`, and end with an evaluation and a checkpoint.
 
@@ -75,6 +76,9 @@ def train(
         split: name of the evaluated part, for the log.
         members: names of the models, where several are trained together.
         steps_per_call: as many are one call, where nothing is due between them.
+        watch: is told each step that was evaluated and its main score, of models trained together
+            one a model: None where it is undefined, -inf of one that has diverged; training ends
+            there, saved, where it returns True.
 
     Returns:
         The placed state at the end.
@@ -113,6 +117,8 @@ def train(
                 run.logger.say(
                     f"no better {main_score} in {early_stopping} evaluations; ending at step {step}"
                 )
+                ending = True
+            if watch is not None and watch(step, main):
                 ending = True
         now = (step, evaluated_step(best))
         is_due = ending or improved or divides(checkpoint_every, step)

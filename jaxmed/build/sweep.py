@@ -1,0 +1,201 @@
+"""Search for the best settings: trials that are normal runs, in one study that workers share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxmed.build import datasets
+from jaxmed.build.checks import check_numbers
+from jaxmed.build.config import differences, flatten, write_json
+from jaxmed.build.locks import Lock
+from jaxmed.build.prepared import check_place
+from jaxmed.build.resolve import evaluations_apart
+from jaxmed.build.study import PRUNERS, SAMPLERS, Study
+from jaxmed.build.sweep_output import write_sweep
+from jaxmed.build.sweep_space import Dimension, is_of_numbers, read_space
+from jaxmed.build.sweep_together import train_together
+from jaxmed.build.sweep_trials import failure, is_of_disk, train_one
+from jaxmed.build.workdir import FREE, make_folder
+from jaxmed.preprocessing.fingerprint import digest
+from jaxmed.types import UserError
+
+SWEEP_FILE = "sweep.json"
+MOST_FAILURES = 5
+"""Failed trials, with none that went well, after which the fault is not in their settings."""
+
+
+def sweep_run(
+    config: ConfigDict,
+    space_file: str | Path,
+    output: str | Path,
+    *,
+    trials: int,
+    sampler: str = "tpe",
+    pruner: str = "asha",
+    seeds: int = 1,
+    together: int = 1,
+) -> bool:
+    """Work on a sweep until it has so many trials, then write its table, page and winner.
+
+    The same call goes on where a sweep stopped, also with the trials of workers that were killed;
+    several processes may work on one `output`.
+
+    Args:
+        config: as given on the command line.
+        space_file: see `jaxmed.build.sweep_space.read_space`.
+        output: folder for everything.
+        trials: of the whole sweep.
+        sampler: tpe, random or grid.
+        pruner: asha, median or none; of trials trained together the worse half stops, or none.
+        seeds: models of each trial, which differ in their random numbers; the mean counts.
+        together: trials trained as one program.
+
+    Returns:
+        Whether all of its trials are over; False where a signal stopped it.
+
+    Raises:
+        UserError: for mistakes in the space or the config, or where nothing but failures comes.
+    """
+    output = Path(output)
+    space = _check(config, space_file, sampler, pruner, together)
+    data = digest(datasets.make_source(config))  # which says what is wrong with the data
+    make_folder(output)
+    config = config.copy_and_resolve_references()
+    config.training.seeds = seeds
+    _write_or_compare(output, config, space, sampler, data)
+    if together == 1 and is_of_numbers(space) and trials > 2:
+        print("note: these settings could be trained as one program: --together=8, for example")
+    with Study(
+        output,
+        space,
+        sampler=sampler,
+        pruner=pruner,
+        first_rung=evaluations_apart(config),
+        seed=config.seed,
+    ) as study:
+        while numbers := study.claim(trials=trials, at_once=together):
+            try:
+                if not _work(study, numbers, config, space, output, is_halving=pruner != "none"):
+                    print("stopped; the same command goes on from there")
+                    return False
+            finally:
+                study.release(study.group(numbers[0])[0])
+                jax.clear_caches()  # programs of other shapes, which no later trial runs
+            _refuse_failures(study)
+        write_sweep(output, study, config, space)
+    return True
+
+
+def _check(
+    config: ConfigDict,
+    space_file: str | Path,
+    sampler: str,
+    pruner: str,
+    together: int,
+) -> tuple[Dimension, ...]:
+    """The space, once nothing is wrong that could be known before the first trial."""
+    for name, given, known in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
+        if given not in known:
+            raise UserError(f"--{name}={given}: expected one of {', '.join(known)}")
+    if jax.process_count() > 1:
+        raise UserError(
+            "a sweep's trials train in one process each; start several sweep.py on one --output"
+        )
+    check_numbers(config)
+    check_place(config)
+    if config.training.folds or config.training.vary or config.training.seeds > 1:
+        raise UserError("a sweep takes no training.folds, seeds or vary; see --seeds, --together")
+    space = read_space(space_file, config)
+    if sampler == "grid":
+        for dimension in space:
+            dimension.grid()
+    if together > 1 and not is_of_numbers(space):
+        raise UserError(
+            f"--together={together}: models of one program may not differ in all keys of "
+            f"{space_file}; leave it out, or keep to numbers that `training.vary` takes"
+        )
+    return space
+
+
+def _write_or_compare(
+    output: Path, config: ConfigDict, space: Sequence[Dimension], sampler: str, data: str
+) -> None:
+    """Write what the sweep is of, or refuse to go on with another."""
+    described = {dimension.key: dimension.told() for dimension in space}
+    now = {"config": config.to_dict(), "space": described, "sampler": sampler, "data": data}
+    lock = Lock(output / ".lock")
+    lock.take(wait=True)
+    try:
+        path = output / SWEEP_FILE
+        if not path.is_file():
+            write_json(path, now)
+            return
+        before = json.loads(path.read_text(encoding="utf-8"))
+        old, new = _flat(before), _flat(now)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); restore it, or sweep anew") from error
+    finally:
+        lock.free()
+    for key in new:
+        if key in FREE or key.startswith("sharding."):
+            old[key] = new[key]
+    changed = differences(old, new)
+    if changed:
+        raise UserError(
+            f"{output}: holds another sweep ({'; '.join(changed)}); use another --output, or go on "
+            "with what it had"
+        )
+
+
+def _flat(sweep: Mapping[str, Any]) -> dict[str, Any]:
+    """What must stay the same, a key each."""
+    space = {f"--space {key}": told for key, told in sweep["space"].items()}
+    return {
+        **flatten(sweep["config"]),
+        **space,
+        "--sampler": sweep["sampler"],
+        "data": sweep["data"],
+    }
+
+
+def _work(
+    study: Study,
+    numbers: Sequence[int],
+    config: ConfigDict,
+    space: Sequence[Dimension],
+    output: Path,
+    *,
+    is_halving: bool,
+) -> bool:
+    """Train what was claimed; False where a signal stopped it. What fails is noted and left."""
+    group = study.group(numbers[0])
+    try:
+        if len(group) > 1:
+            return train_together(study, group, config, space, output, is_halving=is_halving)
+        return train_one(study, numbers[0], config, space, output)
+    except Exception as error:
+        if is_of_disk(error):
+            raise  # the trial goes on once that is mended
+        message = failure(error)
+        for number in study.running(group):
+            study.fail(number, message or f"{type(error).__name__}: {error}")
+            print(f"trial {number}: failed: {message or error}")
+        if message is None:
+            raise
+        return True
+
+
+def _refuse_failures(study: Study) -> None:
+    """Stop where nothing but failures comes."""
+    trials = study.trials()
+    failed = [trial for trial in trials if trial.state == "failed"]
+    if len(failed) >= MOST_FAILURES and not any(t.score is not None for t in trials):
+        raise UserError(
+            f"all of the first {len(failed)} trials failed, the last with: {failed[-1].message}"
+        )

@@ -1,0 +1,377 @@
+"""Sweeps: the space, the study that workers share, trials that fail, end early or are killed."""
+
+import contextlib
+import json
+import math
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import small_config
+
+from jaxmed.build import sweep_trials
+from jaxmed.build.config import config_of_run, flatten, read_run, write_json
+from jaxmed.build.members import parse_vary, vary_text
+from jaxmed.build.runs import train_run
+from jaxmed.build.study import Study
+from jaxmed.build.sweep import MOST_FAILURES, sweep_run
+from jaxmed.build.sweep_space import is_of_numbers, read_space, settings_of
+from jaxmed.training.progress import TrainingDiverged
+from jaxmed.types import UserError
+
+SPACE = """
+optimizer.learning_rate: {low: 1e-4, high: 1, log: true}
+model.width: {low: 4, high: 12, step: 4}
+data.size: [[28, 28], [32, 32]]
+"""
+
+
+@pytest.fixture
+def space_file(tmp_path):
+    def write(text):
+        path = tmp_path / "space.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def pretend(config, workdir, *, watch=None):
+    """A training whose score is best at a learning rate of 0.01, and grows with the steps."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    best = 1 - abs(math.log10(config.optimizer.learning_rate) + 2) / 4
+    for step in (2, 4, 8):
+        if watch(step, best - 0.1 / step) and step < 8:
+            return False
+    entry = {"value": best, "low": best - 0.01, "high": best + 0.01, "n": 40}
+    folder = workdir / "evaluation" / "val"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "summary.json", {"main_score": "f1", "metrics": {"f1": entry}, "step": 8})
+    write_json(workdir / "config.json", {"config": config.to_dict(), "data": {}})
+    return True
+
+
+@pytest.fixture
+def opened():
+    """Opens the study in a folder."""
+    with contextlib.ExitStack() as stack:
+        yield lambda folder, space=(), **more: stack.enter_context(Study(folder, space, **more))
+
+
+@pytest.fixture
+def sweep(tmp_path, space_file, monkeypatch, opened):
+    """Runs a sweep of pretended trainings; gives its study."""
+
+    def run(train=pretend, text=SPACE, **options):
+        monkeypatch.setattr(sweep_trials, "train_run", train)
+        config = small_config("classification", **{"optimizer.clip_norm": 0.0})
+        path, output = space_file(text), tmp_path / "out"
+        options = {"trials": 8, **options}
+        assert sweep_run(config, path, output, **options)
+        return opened(output)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("optimizer.learning_rat: [1.0, 2.0]", "did you mean optimizer.learning_rate"),
+        ("learning_rate: [1.0, 2.0]", "did you mean optimizer.learning_rate"),
+        ("optimizer.learning_rate: [1, x]", "'x'; expected a number"),
+        ("optimizer.learning_rate: {low: 0, high: 1, log: true}", "log needs low > 0"),
+        ("optimizer.learning_rate: {low: 1, high: 0.1}", "expected low < high"),
+        ("optimizer.learning_rate: {low: 0.1, high: .inf}", "expected a number"),
+        ("optimizer.learning_rate: {low: 0.1, hi: 1}", "or a range such as"),
+        ("optimizer.learning_rate: 0.1", "expected a list of values, or a range"),
+        ("optimizer.learning_rate: [0.1]", "two or more different values"),
+        ("optimizer.learning_rate: {low: -1, high: 1}", "expected no negative number"),
+        ("model.width: {low: 4.5, high: 8}", "expected a whole number"),
+        ("model.width: [true, 8]", "True; expected a whole number"),
+        ("model.name: {low: 1, high: 2}", "takes no numbers"),
+        ("model.dropout: [0.0, 1.5]", "expected a share"),
+        ("data.size: [[32, a], [28, 28]]", "expected numbers"),
+        ("optimizer.momentum: [0.8, 0.9]", "has no effect here"),
+        ("seed: [0, 1]", "could not be compared"),
+        ("data.workers: [0, 1]", "does not change the result"),
+        ("training.seeds: [1, 2]", "see --seeds"),
+        ("[1, 2]", "expected lines such as"),
+        ("", "expected lines such as"),
+        ("a: [1", "cannot be read"),
+        ("data.size: &a [1, 2]\nmodel.width: *a", "has aliases"),
+        ("model.width: [4, 8]\nmodel.width: [8, 16]", "model.width is there twice"),
+        ("a: !!python/object/apply:os.getcwd []", "cannot be read"),
+    ],
+)
+def test_mistakes_in_the_space_are_told_before_anything_runs(space_file, text, said):
+    path = space_file(text)
+    with pytest.raises(UserError, match="space.yaml") as error:
+        read_space(path, small_config("classification"))
+    assert said in str(error.value)
+
+
+def test_a_space_of_all_kinds_of_values(space_file):
+    text = SPACE + "optimizer.name: [adamw, sgd]\noptimizer.momentum: [0.8, 0.9]\n"
+    config = small_config("classification")
+    space = read_space(space_file(text), config)
+    rate, width, size, name, momentum = space
+    assert (rate.low, rate.high, rate.log) == (1e-4, 1.0, True)
+    assert width.grid() == [4, 8, 12]
+    params = {rate.key: 0.1, width.key: 8, size.key: "[28, 28]", name.key: "sgd", momentum.key: 0.8}
+    assert settings_of(space, params)["data.size"] == (28, 28)
+    assert not is_of_numbers(space)
+    with pytest.raises(UserError, match="range without a step"):
+        rate.grid()
+
+
+def test_settings_written_for_one_program_are_read_again():
+    settings = [
+        {"optimizer.learning_rate": 0.1 + 0.2, "model.dropout": 0.1},
+        {"optimizer.learning_rate": 1e-7, "model.dropout": 0.1},
+    ]
+    assert parse_vary(vary_text(settings)) == settings
+    assert len(parse_vary("model.dropout=0.1,0.2 | model.dropout=0.3")) == 3
+    for text, said in (
+        ("model.dropout=0.1 | model.dropout=0.1", "are the same"),
+        ("model.dropout=0.1 | optimizer.momentum=0.1", "the same keys"),
+        ("model.dropout=0.1 |", "expected keys with numbers"),
+        ("optimizer.ema=0 | optimizer.ema=0.9", "on in some models"),
+    ):
+        with pytest.raises(UserError, match=said):
+            parse_vary(text)
+
+
+def test_the_best_is_found_and_the_worse_end_early(sweep, tmp_path):
+    study = sweep(trials=16)
+    trials = study.trials()
+    states = [trial.state for trial in trials]
+    assert len(states) == 16
+    assert states.count("pruned") >= 4
+    assert set(states) == {"finished", "pruned"}
+    for trial in trials:
+        assert max(trial.curve) == (8 if trial.state == "finished" else trial.step)
+    scores = [trial.score for trial in trials if trial.state == "finished"]
+    best = runpy.run_path(str(tmp_path / "out/best.py"))["get_config"]()
+    assert 1 - abs(math.log10(best.optimizer.learning_rate) + 2) / 4 == pytest.approx(max(scores))
+    shares, step = study.importance()
+    assert shares["optimizer.learning_rate"] > 0.5
+    assert step == 2
+    assert "Trial" in (tmp_path / "out/sweep.html").read_text()
+    assert len((tmp_path / "out/ranking.csv").read_text().splitlines()) == 17
+
+
+def test_going_on_repeats_no_trial_and_more_may_be_asked_for(sweep):
+    first = [trial.params for trial in sweep(trials=5, sampler="random", pruner="none").trials()]
+    study = sweep(trials=9, sampler="random", pruner="none")
+    both = [trial.params for trial in study.trials()]
+    assert both[:5] == first
+    rates = {params["optimizer.learning_rate"] for params in both}
+    assert len(rates) == 9
+    assert len(sweep(trials=9, sampler="random").trials()) == 9
+    shares, step = study.importance()
+    assert shares["optimizer.learning_rate"] > 0.5
+    assert step is None
+
+
+def test_a_grid_has_each_combination_once(sweep):
+    text = "model.width: [4, 8]\ndata.size: [[28, 28], [32, 32]]"
+    trials = sweep(text=text, sampler="grid", pruner="none", trials=50).trials()
+    assert len(trials) == 4
+    assert len({tuple(trial.params.values()) for trial in trials}) == 4
+
+
+def test_failures_are_noted_and_left_out(sweep, capsys):
+    faults = [
+        TrainingDiverged("training diverged at step 3"),
+        UserError("model.width is too small"),
+        MemoryError("no room"),
+        RuntimeError("RESOURCE_EXHAUSTED: out of memory allocating 9 bytes"),
+    ]
+
+    def train(config, workdir, *, watch=None):
+        number = int(workdir.name)
+        if number < len(faults):
+            raise faults[number]
+        return pretend(config, workdir, watch=watch)
+
+    trials = sweep(train, trials=7).trials()
+    assert [trial.state for trial in trials[:4]] == ["failed"] * 4
+    messages = [trial.message for trial in trials[:4]]
+    assert messages[0] == "diverged: training diverged at step 3"
+    assert messages[1] == "model.width is too small"
+    assert messages[2:] == [f"out of memory: {faults[2]}", f"out of memory: {faults[3]}"]
+    assert all(trial.score is not None for trial in trials[4:])
+    assert "trial 1 failed: model.width is too small" in capsys.readouterr().out
+
+
+def test_where_all_fails_the_sweep_ends(sweep):
+    def train(config, workdir, *, watch=None):
+        raise UserError("no such file")
+
+    with pytest.raises(UserError, match=rf"first {MOST_FAILURES} trials failed.*no such file"):
+        sweep(train, trials=50)
+
+
+def test_a_fault_of_the_program_is_not_passed_over(sweep, tmp_path, opened):
+    def train(config, workdir, *, watch=None):
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError):
+        sweep(train)
+    [trial] = opened(tmp_path / "out").trials()
+    assert (trial.state, trial.message) == ("failed", "ZeroDivisionError: a bug")
+
+
+def test_a_full_disk_fails_no_trial(sweep, tmp_path, opened):
+    def train(config, workdir, *, watch=None):
+        raise UserError("cannot save") from OSError(28, "No space left on device")
+
+    with pytest.raises(UserError):
+        sweep(train)
+    # It has no score yet, and goes on once there is room.
+    [before] = opened(tmp_path / "out").trials()
+    after = sweep(trials=1).trials()
+    assert [before.state, after[0].state] == ["running", "finished"]
+    assert before.params == after[0].params
+
+
+def test_another_sweep_in_the_same_folder_is_refused(sweep):
+    sweep(trials=1)
+    with pytest.raises(UserError, match="holds another sweep .*--space model.width"):
+        sweep(text=SPACE.replace("high: 12", "high: 16"))
+    with pytest.raises(UserError, match="--sampler: tpe -> random"):
+        sweep(sampler="random")
+
+
+def test_a_diverged_seed_fails_its_trial_and_means_are_over_seeds(tmp_path, space_file, opened):
+    space = read_space(space_file(SPACE), small_config("classification"))
+    study = opened(tmp_path / "study", space)
+    [first] = study.claim(trials=2)
+    [second] = study.claim(trials=2)
+    entries = [
+        {"metrics": {"f1": {"value": v, "low": v - 0.1, "high": v + 0.2, "n": 9}}, "step": 4}
+        for v in (0.4, 0.6)
+    ]
+    assert not sweep_trials.tell_score(study, first, 2, [0.4, -math.inf])
+    with pytest.raises(UserError, match="diverged before step 2"):
+        sweep_trials.finish_trial(study, first, entries, "f1", 2)
+    with pytest.raises(UserError, match="undefined, or a model diverged"):
+        sweep_trials.finish_trial(study, second, entries[:1], "f1", 2)
+    sweep_trials.finish_trial(study, second, entries, "f1", 2)
+    trial = study.trials()[second]
+    assert trial.score == pytest.approx(0.5)
+    assert (trial.low, trial.high) == pytest.approx((0.4, 0.7))
+    assert trial.spread == pytest.approx(0.1 * math.sqrt(2))
+
+
+def test_workers_share_a_study_and_take_up_what_another_lost(tmp_path, space_file, opened):
+    space = read_space(space_file(SPACE), small_config("classification"))
+    one, other = (opened(tmp_path / "study", space, pruner="median") for _ in range(2))
+    first, second = one.claim(trials=3)[0], other.claim(trials=3)[0]
+    assert [first, second] == [0, 1]
+    assert one.claim(trials=2) == []
+    lost = one.params(first)
+    one.report(first, 2, 0.5)
+    one.release(first)  # as the system does where a process ends
+    assert other.claim(trials=2) == [first]
+    assert other.params(first) == lost
+    assert other.trials()[first].curve == {2: 0.5}
+    assert other.report(first, 2, 0.7) is False  # which was told before
+    other.finish(first, 0.9)
+    assert [trial.state for trial in one.trials()] == ["finished", "running"]
+
+
+def test_what_kills_its_process_time_and_again_is_given_up(tmp_path, space_file, opened):
+    space = read_space(space_file(SPACE), small_config("classification"))
+    study = opened(tmp_path / "study", space)
+    numbers = study.claim(trials=1)
+    for _ in range(sweep_trials.MOST_RESUMES):
+        sweep_trials.count_resumes(study, numbers, tmp_path)
+    with pytest.raises(UserError, match="ended 3 times after step 0"):
+        sweep_trials.count_resumes(study, numbers, tmp_path)
+    (tmp_path / "checkpoints/4").mkdir(parents=True)
+    sweep_trials.count_resumes(study, numbers, tmp_path)
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = sys.argv[3:]
+from small_runs import small_config
+from test_build_sweep import pretend
+from jaxmed.build import sweep, sweep_trials
+
+def train(config, workdir, *, watch):
+    def watch_and_die(step, score):
+        ends = watch(step, score)
+        if workdir.name == "2" and step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return ends
+    return pretend(config, workdir, watch=watch_and_die)
+
+sweep_trials.train_run = train
+config = small_config("classification", **{"optimizer.clip_norm": 0.0})
+sweep.sweep_run(config, sys.argv[1], sys.argv[2], trials=5, pruner="none")
+"""
+
+
+@pytest.mark.slow
+def test_a_trial_whose_worker_was_killed_is_gone_on_with(sweep, tmp_path, space_file, opened):
+    here = Path(__file__).resolve()
+    paths = [str(here.parent), str(here.parents[2])]
+    command = [sys.executable, "-c", KILLED, str(space_file(SPACE)), str(tmp_path / "out"), *paths]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    before = opened(tmp_path / "out").trials()
+    assert [trial.state for trial in before] == ["finished", "finished", "running"]
+    assert set(before[2].curve) == {2, 4}
+    after = sweep(trials=5, pruner="none").trials()
+    assert [trial.state for trial in after] == ["finished"] * 5
+    assert after[2].params == before[2].params
+    assert set(after[2].curve) == {2, 4, 8}
+    assert len({trial.params["optimizer.learning_rate"] for trial in after}) == 5
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """A finished sweep of four learning rates, trained together, of which two stop half-way."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "space.yaml").write_text("optimizer.learning_rate: [1e-4, 1e-3, 1e-2, 1e-1]")
+    config = small_config("classification")
+    options = {"trials": 4, "sampler": "grid", "together": 4}
+    assert sweep_run(config, folder / "space.yaml", folder / "out", **options)
+    return folder / "out"
+
+
+@pytest.mark.slow
+def test_trained_together_the_worse_half_stops(together, opened):
+    trials = opened(together).trials()
+    assert sorted(trial.state for trial in trials) == ["finished", "finished", "pruned", "pruned"]
+    halved = json.loads((together / "together/0/rung0/halved.json").read_text())
+    assert halved["step"] == 2
+    early = {trial.number: trial.curve[2] for trial in trials}
+    kept = sorted(early, key=lambda number: -early[number])[:2]
+    assert sorted(halved["kept"]) == sorted(kept)
+    assert [t.number for t in trials if t.state == "finished"] == sorted(kept)
+    assert all(set(t.curve) == ({2, 4} if t.number in kept else {2}) for t in trials)
+    assert (together / "sweep.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_winner_trained_by_itself_scores_the_same(together, tmp_path, opened):
+    best = max(opened(together).trials(), key=lambda t: (t.state == "finished", t.score or 0))
+    config = runpy.run_path(str(together / "best.py"))["get_config"]()
+    assert config.optimizer.learning_rate == best.params["optimizer.learning_rate"]
+    assert not config.training.vary
+    assert train_run(config, tmp_path / "alone")
+    summary = sweep_trials.read_summary(tmp_path / "alone")
+    assert summary["metrics"][summary["main_score"]]["value"] == pytest.approx(best.score, abs=1e-3)
+    run = flatten(config_of_run(read_run(tmp_path / "alone")))
+    assert run["training.steps"] == 4
+    lines = (tmp_path / "alone/metrics.jsonl").read_text().splitlines()
+    log = [json.loads(line) for line in lines]
+    curve = {e["step"]: e[summary["main_score"]] for e in log if e["split"] == "val"}
+    assert curve == pytest.approx(dict(best.curve), abs=1e-3)
