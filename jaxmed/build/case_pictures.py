@@ -146,17 +146,20 @@ def _explain(explained: RunToExplain, example: Example, *, alt: str, limit: int)
         explainer.attribute(method, weights, chosen.image, chosen.image, chosen.what)[0]
         for weights in (explained.variables, explained.random)
     ]
-    alike = compare_maps(*maps)["correlation"]
-    fails = "; it fails: this is no explanation" if abs(alike) > ALIKE else ""
+    compared = compare_maps(*maps)
+    said = "not compared with random weights, whose map is even"
+    if "correlation" in compared:
+        alike = compared["correlation"]
+        said = f"rank correlation with random weights {alike:.2f}"
+        said += "; it fails: this is no explanation" if abs(alike) > ALIKE else ""
+    if not (maps[0] > 0).any():
+        said = "it fails: nothing in it speaks for it"
     found = restore_map(maps[0], chosen.example)
     pixels, view = blend_attribution(example["image"], found, chosen.region)
     spacing = example.get("spacing")
     name = METHODS[method]
     shown = plain_picture(pixels, alt=f"{alt}: {name}", limit=limit, aspect=view.aspect(spacing))
-    caption = (
-        f"{name} of {chosen.told}: orange speaks for it, blue against it; rank correlation with "
-        f"random weights {alike:.2f}{fails}"
-    )
+    caption = f"{name} of {chosen.told}: orange speaks for it, blue against it; {said}"
     return dataclasses.replace(shown, caption=caption)
 
 

@@ -112,6 +112,7 @@ def print_decisions(decisions: Mapping[str, Any]) -> None:
         "score_threshold": "boxes from a score of {:.2f} on",
     }
     known = [words.format(decisions[k]) for k, words in told.items() if decisions.get(k)]
+    known += [f"operating point {decisions['rule']}"] if decisions.get("rule") else []
     cells = {name: score_cells(entry) for name, entry in decisions["metrics"].items()}
     scores = ", ".join(f"{name} {value} ({interval})" for name, (value, interval) in cells.items())
     print(f"decided as fixed on the validation part: {', '.join(known)}")

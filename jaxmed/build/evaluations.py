@@ -127,6 +127,7 @@ def evaluate_run(
         "parameters_sha256": run.sha256,
         "part": part,
         "data_path": settings.data.path,
+        "data_name": run.info.name if is_own else settings.data.path or source.info.name,
         "data_sha256": data_sha256,
         "overrides": differences(flatten(run.run["config"]), flatten(settings)),
         "also_in_training": overlap,
@@ -142,8 +143,12 @@ def evaluate_run(
         familiarity = apply_familiarity(workdir, run, source, list(scores))
     if familiarity:
         summary["familiarity"] = familiarity
-        limits += tell_unfamiliar(familiarity)
-        notes += tell_unfamiliar(familiarity)
+        unlike = tell_unfamiliar(familiarity)
+        limits += unlike
+        notes += unlike
+        if "metrics" in familiarity and not unlike and is_first():
+            share = familiarity["metrics"]["unfamiliar"]["value"]
+            print(f"{share:.1%} of the cases are unlike the training images")
     if run.chosen:
         summary["ensemble"] = [run.experiment.members[i].name for i in run.chosen]
     if folds is not None:

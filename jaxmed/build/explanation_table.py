@@ -17,6 +17,8 @@ from jaxmed.evaluation.bootstrap import Interval, bootstrap_weights, intervals
 def short(checks: dict[str, Any]) -> str:
     """Whether a map passes its checks, and how much of it is where it should be."""
     told = "fails: " + "; ".join(checks["failures"]) if checks["failures"] else "passes"
+    if "correlation" not in checks and not checks["empty"]:
+        told += "; not compared with random weights, whose map is even"
     if "share" in checks:
         told += f"; {checks['share']:.0%} on {checks['share_of']} ({checks['region']:.0%} of image)"
     return told

@@ -79,7 +79,20 @@ def describe_set(
             )
             for column, values in subgroups.items()
         }
+        for column, found in told["subgroups"].items():
+            notes += _of_one_class(column, found)
     return told, notes
+
+
+def _of_one_class(column: str, found: Mapping[str, Any]) -> list[str]:
+    """A sentence on subgroups in which classes cannot be told apart, as all cases are of one."""
+    alone = [name for name, group in found["groups"].items() if group["one_class"]]
+    if not alone:
+        return []
+    return [
+        f"{column} {', '.join(alone)}: all cases are of one class, so that accuracy is its "
+        "recall, precision and f1 mean little, and differences to others compare classes"
+    ]
 
 
 def read_subgroups(

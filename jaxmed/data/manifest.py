@@ -89,8 +89,8 @@ def read_entries(
         wanted = _wanted_columns(table, label_column)
         if not wanted:
             findings.notes.append(
-                f"{path.name} has no split, patient or label column and is ignored; it has "
-                f"{', '.join(table.columns)}."
+                f"{path.name} has no split, patient or label column and tells none of these; it "
+                f"has {', '.join(table.columns)}."
             )
             continue
         _match_rows(table, wanted, by_file, by_stem, entries, findings)

@@ -52,6 +52,7 @@ class ClassDecisions:
         set_threshold: of `conformal.make_sets`, on the network's own probabilities.
         coverage: that the sets promise.
         biases: of `apply_scaling`, one a class; a single 0 where only the temperature was fitted.
+        rule: that chose the threshold; "" where it is None.
     """
 
     temperature: float
@@ -59,6 +60,7 @@ class ClassDecisions:
     set_threshold: float
     coverage: float
     biases: Sequence[float] = (0.0,)
+    rule: str = ""
 
     @classmethod
     def fit(
@@ -88,7 +90,8 @@ class ClassDecisions:
             calibrated = apply_scaling(probabilities, temperature, biases)
             threshold = choose_threshold(labels == 1, calibrated[:, 1], rule)
         sets = fit_sets(labels, probabilities, coverage=coverage)
-        return cls(temperature, threshold, sets, coverage, biases)
+        used = rule if threshold is not None else ""
+        return cls(temperature, threshold, sets, coverage, biases, used)
 
     def decide(self, probabilities: Float[np.ndarray, "cases classes"]) -> Decided:
         """Apply it to cases of any part."""

@@ -83,7 +83,7 @@ def write_report(
     sections = [
         _summary(summaries, data=data, checkpoint=checkpoint),
         warning_section([*warnings, *told]),
-        *(score_section(part, summary) for part, summary in summaries.items()),
+        *(score_section(part, summary, data=data) for part, summary in summaries.items()),
         _curves(_heading("Curves", shown), curves),
         case_section(_heading("Cases", shown), cases or {}, ranked_by=ranked_by),
         data_section(split or {}, notes, findings),

@@ -47,7 +47,8 @@ def summarize_subgroups(
 
     Returns:
         `reference`, the largest subgroup, and `groups`: of each the number of cases `n`, `few`
-        where that is below 10, `metrics`, and but for the reference the `differences` to it.
+        where that is below 10, `one_class` where all cases are of the same class, `metrics`, and
+        but for the reference the `differences` to it.
 
     Raises:
         UserError: where there are more subgroups than anyone could read.
@@ -78,6 +79,7 @@ def summarize_subgroups(
         groups[name] = {
             "n": sizes[name],
             "few": sizes[name] < FEWEST,
+            "one_class": _is_one_class(own_rows),
             "metrics": intervals(
                 samples[name],
                 cases=sizes[name],
@@ -95,6 +97,12 @@ def summarize_subgroups(
                 differences, cases=sizes[name], groups=min(drawn[name], drawn[reference])
             )
     return {"reference": reference, "groups": groups}
+
+
+def _is_one_class(rows: Sequence[Row]) -> bool:
+    """Whether cases have one label each, all the same."""
+    labels = [np.asarray(row["label"]) for row in rows if "label" in row]
+    return len(labels) > 1 and all(x.ndim == 0 and x == labels[0] for x in labels)
 
 
 def _headlines(samples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

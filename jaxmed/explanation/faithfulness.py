@@ -36,11 +36,11 @@ def compare_maps(found: np.ndarray, random: np.ndarray) -> dict[str, float]:
     After the sanity checks of Adebayo et al. 2018 (arXiv 1810.03292).
 
     Returns:
-        `correlation`, Spearman's of the values, and `ssim` of the maps brought to 0..1; both are 0
-        where a map is constant.
+        `correlation`, Spearman's of the values, and `ssim` of the maps brought to 0..1; nothing
+        where a map is constant, which tells nothing of the other.
     """
     if np.ptp(found) == 0 or np.ptp(random) == 0:
-        return {"correlation": 0.0, "ssim": 0.0}
+        return {}
     correlation = float(scipy.stats.spearmanr(found.ravel(), random.ravel()).statistic)
     unit = [((x - x.min()) / np.ptp(x)).astype(np.float64) for x in (found, random)]
     side = min(7, min(found.shape) - 1 + min(found.shape) % 2)
@@ -156,15 +156,15 @@ def find_failures(checks: Mapping[str, float]) -> list[str]:
     """What of the checks a map fails, in words.
 
     Args:
-        checks: `correlation` of `compare_maps`; `deletion` the area under its curve, and
-            `deletion_random` the lowest of those of random rankings; `gap` of integrated gradients,
-            where it is known; `empty` whether nothing is positive.
+        checks: `correlation` of `compare_maps`, where there is one; `deletion` the area under its
+            curve, and `deletion_random` the lowest of those of random rankings; `gap` of integrated
+            gradients, where it is known; `empty` whether nothing is positive.
     """
     failures = []
     if checks.get("empty"):
         failures.append("nothing in it is positive")
     # A random network may well weigh what it sees the other way round.
-    if abs(checks["correlation"]) > ALIKE:
+    if abs(checks.get("correlation", 0.0)) > ALIKE:
         failures.append(f"like that of random weights (correlation {checks['correlation']:.2f})")
     if checks["deletion"] >= checks["deletion_random"]:
         failures.append(

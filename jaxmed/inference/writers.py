@@ -89,7 +89,9 @@ class ProbabilityWriter:
         if self._decide is not None:
             row |= self._decided_cells(self._decide(np.asarray(probabilities)[None]))
         self._table.add(index, name, row)
-        return f"{prediction or 'none'} ({probabilities.max():.3f})"
+        told = f"{prediction or 'none'} ({probabilities.max():.3f})"
+        other = row.get("decision", prediction) != prediction
+        return f"{told}, decided {row['decision'] or 'none'}" if other else told
 
     def _decided_cells(self, decided: Any) -> dict[str, str]:
         """Of one case."""

@@ -104,7 +104,7 @@ def test_the_workdir_holds_what_people_rely_on(trained, name):
     assert "http" not in page.replace("http-equiv", "")
     worst = page[page.index("Worst") : page.index("Typical")]
     cases = worst.count('<article class="card">')
-    assert worst.count("rank correlation with random weights") + worst.count("none, ") == cases > 0
+    assert worst.count("blue against it") + worst.count("none, ") == cases > 0
     assert "Worst" in (workdir / "report.md").read_text()
 
 

@@ -203,7 +203,7 @@ def test_a_manifest_of_other_columns_is_ignored_and_said(tmp_path):
     write_image(tmp_path / "a" / "1.png")
     write_image(tmp_path / "b" / "2.png")
     write_text(tmp_path / "manifest.csv", "file,age\nelsewhere.png,3\n")
-    assert "is ignored" in ClassFolders(tmp_path).notes[0]
+    assert "tells none of these" in ClassFolders(tmp_path).notes[0]
 
 
 @pytest.mark.parametrize("path", ["../a", "/a", "C:\\a", "a/../../b", "\\\\host\\a"])

@@ -20,7 +20,7 @@ def test_maps_are_like_themselves_and_unlike_others(shape):
     found, other = rng.normal(size=(2, *shape))
     assert compare_maps(found, 2 * found + 1) == pytest.approx({"correlation": 1, "ssim": 1})
     assert abs(compare_maps(found, other)["correlation"]) < 0.2
-    assert compare_maps(found, np.zeros(shape)) == {"correlation": 0, "ssim": 0}
+    assert compare_maps(found, np.zeros(shape)) == {}
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 1), (8, 8, 8, 1)])

@@ -132,8 +132,8 @@ def classes_of_values(
             if lossy
             else (
                 "number the classes 0, 1, 2, ... without gaps, or name them all (class_names, or a "
-                "classes.txt with background first), or set --config.data.masks=instance if "
-                "these are objects"
+                "classes.txt with background first), or set data.masks=instance (with "
+                "--predictions --masks=instance) if these are objects"
             )
         )
         places = ", ".join(f"{n} in {values[n].name}" for n in numbers[:12] if n > 0)
@@ -142,8 +142,8 @@ def classes_of_values(
     if numbers[-1] > MANY_CLASSES:
         findings.problems.append(
             f"the masks hold numbers up to {numbers[-1]}, as of instances; set "
-            "--config.data.masks=instance, or name the classes (class_names, or a classes.txt, "
-            "background first)"
+            "--config.data.masks=instance (with --predictions --masks=instance), or name the "
+            "classes (class_names, or a classes.txt, background first)"
         )
         return ("background", "object"), MaskReader()
     names = ["object"] if numbers[-1] == 1 else [f"class_{n}" for n in range(1, numbers[-1] + 1)]

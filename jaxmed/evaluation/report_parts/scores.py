@@ -33,7 +33,7 @@ _MOST_SCORES = 4
 _TOLD = ("metrics", "members", "spread", "subgroups", "notes", "prevalence", "no_information_rate")
 _TECHNICAL = (
     *("step", "parameters_sha256", "part", "main_score", "data_path", "data_sha256"),
-    *("overrides", "data", "ensemble"),
+    *("overrides", "data", "data_name", "ensemble"),
 )
 _MOST_LETTERS = 300
 
@@ -47,20 +47,34 @@ def headline(part: str, summary: Mapping[str, Any], *, data: str, checkpoint: st
         data: which data; the part of it is added.
         checkpoint: which weights predicted.
     """
-    part, main = part_title(part), _main_score(summary)
-    entry = summary.get("metrics", {}).get(main, {})
+    main, metrics = _main_score(summary), summary.get("metrics", {})
+    entry = metrics.get(main, {})
+    of = _of_data(part, summary, data)
     if entry.get("value") is None:
-        return f"{score_title(main)} of the {part} part of {data} is undefined."
+        return f"{score_title(main)} of {of} is undefined."
     known = entry.get("low") is not None and entry.get("high") is not None
     bounds = f" (95 % interval {interval(entry)})" if known else ""
     drawn = summary.get("resampled")
     unit = f", intervals by drawing {drawn} anew" if known and drawn else ""
     cases = count_of(entry["n"], "case") if isinstance(entry.get("n"), int) else "its cases"
     weights = f" Predicted by {checkpoint}." if checkpoint else ""
+    # Of instances Dice is of their union, and says nothing of how well they are told apart.
+    objects = "instance_ap50" in metrics and main != "instance_ap50"
+    also = f", {_named('instance_ap50', metrics)}," if objects else ""
     return (
-        f"{score_title(main)} {score(entry['value'])}{bounds} on {cases} of the {part} part of "
-        f"{data}{unit}.{weights}"
+        f"{score_title(main)} {score(entry['value'])}{bounds}{also} on {cases} of {of}{unit}."
+        f"{weights}"
     )
+
+
+def _named(name: str, metrics: Mapping[str, Any]) -> str:
+    return f"{score_title(name)} {with_interval(metrics[name])}"
+
+
+def _of_data(part: str, summary: Mapping[str, Any], data: str) -> str:
+    """Which cases of which data, in words."""
+    name = summary.get("data_name") or data
+    return f"all of {name}" if part == "all" else f"the {part_title(part)} part of {name}"
 
 
 def _main_score(summary: Mapping[str, Any]) -> str:
@@ -68,8 +82,16 @@ def _main_score(summary: Mapping[str, Any]) -> str:
     return summary.get("main_score") or next(iter(summary.get("metrics", {})), "score")
 
 
-def score_section(part: str, summary: Mapping[str, Any]) -> Section:
-    """All that a summary holds: scores, classes, models, subgroups, decisions, technicalities."""
+def score_section(part: str, summary: Mapping[str, Any], *, data: str = "") -> Section:
+    """All that a summary holds: scores, classes, models, subgroups, decisions, technicalities.
+
+    Args:
+        part: of the data.
+        summary: the content of its summary.json.
+        data: the name of the run's own; other data are named in the title.
+    """
+    other = summary.get("data_name", data) != data
+    title = _of_data(part, summary, data) if other else part_title(part)
     part, metrics = part_title(part), summary.get("metrics", {})
     blocks: list[Block] = [_overall(part, metrics, summary), *_classes(part, metrics)]
     if metrics:
@@ -88,7 +110,7 @@ def score_section(part: str, summary: Mapping[str, Any]) -> Section:
     if technical:
         table = Table(f"Technical details of {part}", ("what", "value"), technical)
         blocks.append(Details("Technical details of this evaluation", [table]))
-    return Section(f"Scores: {part}", blocks)
+    return Section(f"Scores: {title}", blocks)
 
 
 def _plain_key(key: str, value: Any) -> bool:

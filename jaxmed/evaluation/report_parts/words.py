@@ -124,9 +124,10 @@ SCORES = {
         "intersection over union: overlap of prediction and truth over what either covers",
     ),
     "hd95": Score(
-        "HD95, mm",
+        "HD95, mm or pixels",
         "Hausdorff distance: that within which 95 % of either outline lies from the other, the "
-        "worse of both; less is better; what was missed wholly counts as the image's diagonal",
+        "worse of both; less is better; what was missed wholly counts as the image's diagonal; in "
+        "pixels where the files state no spacing",
         "Huttenlocher et al., IEEE TPAMI 15, 1993",
     ),
     "nsd": Score(
@@ -168,8 +169,10 @@ EXPLAINED = {
         "What was fixed on the validation part and is applied unchanged to all other data: a "
         "temperature that is to make probabilities mean what they say (it did where the "
         "calibration error is less than above), the thresholds of decisions, and sets of classes "
-        "that hold the true one as often as was asked for. On the validation part itself each case "
-        "is judged by what the others fix (cross-fitting), where it can be."
+        "that hold the true one as often as was asked for; an empty set says that no class is "
+        "likely enough. All other tables, plots and subgroups take the likeliest class. On the "
+        "validation part itself each case is judged by what the others fix (cross-fitting), where "
+        "it can be."
     ),
     "familiarity": (
         "Mahalanobis distance to training cases in the features of a layer. Beyond the threshold "
@@ -186,6 +189,7 @@ _KEYS = {
     "farthest": "called so beyond a distance of",
     "usual": "share of the validation cases beyond it",
     "fixed_on": "fixed on",
+    "rule": "rule of the operating point",
     "temperature": "temperature (1 changes nothing)",
     "set_threshold": "least probability of a class in a set",
     "coverage": "share of sets that are to hold the true class",
