@@ -77,7 +77,7 @@ def test_numbers_are_in_the_report(tmp_path):
     words = " ".join(page.words)
     for expected in (
         "Dice 0.877 0.851 to 0.899 36",
-        "HD95, mm – undefined 0",
+        "HD95, mm or pixels – undefined 0",
         "digest of the weights (SHA-256) abc123",
         "optimizer.learning_rate 0.0003",
         "4 boxes were left out.",
