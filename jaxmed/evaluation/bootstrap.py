@@ -17,8 +17,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from scipy import stats
+
+from jaxmed.metrics import chunks
 
 Interval = dict[str, float | int | None]
 """value, low, high (None where undefined) and n, as JSON takes them."""
@@ -33,7 +35,7 @@ def bootstrap_weights(
     groups: Sequence[Hashable] | None = None,
     resamples: int = 1000,
     seed: int,
-) -> Float[np.ndarray, "rows cases"]:
+) -> Integer[np.ndarray, "rows cases"]:
     """How often each case is drawn in each resample; row 0 is all ones, the set itself.
 
     Args:
@@ -44,7 +46,8 @@ def bootstrap_weights(
         seed: of the draw.
 
     Returns:
-        float32 (resamples + 1, cases).
+        (resamples + 1, cases) of single bytes, or of two should a case be drawn that often: a
+        product with other whole numbers would overflow, see `jaxmed.metrics.weighted_sums`.
 
     Raises:
         ValueError: if `groups` does not name one group a case.
@@ -54,11 +57,17 @@ def bootstrap_weights(
     numbers: dict[Hashable, int] = {}
     names = range(cases) if groups is None else groups
     rows = [numbers.setdefault(name, len(numbers)) for name in names]
-    count = len(numbers)
-    weights = np.ones((resamples + 1, cases), np.float32)
-    if count:
-        draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
-        weights[1:] = draws[:, rows]
+    count, rng = len(numbers), np.random.default_rng(seed)
+    weights = np.ones((resamples + 1, cases), np.uint8)
+    for part in chunks(resamples, width=count):
+        height = len(range(resamples)[part])
+        # As a multinomial draw, but drawn one by one: far faster where there are many.
+        drawn = rng.integers(0, max(1, count), (height, count), dtype=np.int32)
+        places = drawn + count * np.arange(height, dtype=np.int32)[:, None]
+        counts = np.bincount(places.ravel(), minlength=height * count).reshape(height, count)
+        if counts.max(initial=0) > np.iinfo(weights.dtype).max:
+            weights = weights.astype(np.uint16)
+        weights[1:][part] = counts.astype(weights.dtype)[:, rows]
     return weights
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 from jaxmed.evaluation.calibration import apply_platt, fit_platt
 from jaxmed.evaluation.operating_points import choose_score_threshold
@@ -53,7 +53,7 @@ class BoxDecisions:
 
 
 def score_boxes(
-    rows: Sequence[Row], threshold: float, *, weights: Float[np.ndarray, "resamples images"]
+    rows: Sequence[Row], threshold: float, *, weights: Real[np.ndarray, "resamples images"]
 ) -> dict[str, Float[np.ndarray, " resamples"]]:
     """Sensitivity, precision and false positives an image among boxes from a threshold on.
 

@@ -116,7 +116,7 @@ def roc_band(
     """
     curves = []
     for weights in bootstrap_weights(len(truth), resamples=resamples, seed=seed)[1:]:
-        if 0 < weights @ truth < weights.sum():
+        if 0 < weights[truth].sum() < weights.sum():
             false, true, _ = sklearn.metrics.roc_curve(truth, score, sample_weight=weights)
             # At a rate that a step rises at, the top of the step.
             curves.append(true[np.searchsorted(false, GRID, side="right") - 1])

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, Real
 
 from jaxmed.metrics import chunks, divide
 from jaxmed.metrics.selection import area_under_risk
@@ -25,7 +25,7 @@ def summarize_classification(
     labels: Integer[np.ndarray, " cases"] | Integer[np.ndarray, "cases classes"],
     probabilities: Float[np.ndarray, "cases classes"],
     *,
-    weights: Float[np.ndarray, "resamples cases"],
+    weights: Real[np.ndarray, "resamples cases"],
     class_names: Sequence[str],
     threshold: float | np.ndarray | None = None,
 ) -> dict[str, Float[np.ndarray, " resamples"]]:
@@ -109,7 +109,7 @@ def _class_scores(
     truth: Bool[np.ndarray, " cases"],
     predicted: Bool[np.ndarray, " cases"],
     scores: Float[np.ndarray, " cases"],
-    weights: Float[np.ndarray, "resamples cases"],
+    weights: Real[np.ndarray, "resamples cases"],
 ) -> dict[str, np.ndarray]:
     """Scores of one class against the rest; `specificity` is for the balanced accuracy."""
     true_positives, positives = weights @ (truth & predicted), weights @ truth
@@ -152,7 +152,7 @@ def _combine(
 def ranking_scores(
     truth: Bool[np.ndarray, " cases"],
     scores: Float[np.ndarray, " cases"],
-    weights: Float[np.ndarray, "resamples cases"],
+    weights: Real[np.ndarray, "resamples cases"],
 ) -> tuple[Float[np.ndarray, " resamples"], Float[np.ndarray, " resamples"]]:
     """Area under the ROC curve (trapezoids) and average precision (steps) of one class.
 
@@ -190,7 +190,7 @@ def _running_totals(weights: np.ndarray) -> np.ndarray:
 def expected_calibration_error(
     truth: Bool[np.ndarray, " cases"],
     confidences: Float[np.ndarray, " cases"],
-    weights: Float[np.ndarray, "resamples cases"],
+    weights: Real[np.ndarray, "resamples cases"],
     *,
     bins: int = BINS,
 ) -> Float[np.ndarray, " resamples"]:

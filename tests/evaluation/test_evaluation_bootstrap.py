@@ -6,8 +6,8 @@ import pytest
 from scipy.stats import norm, t
 
 from jaxmed.evaluation.bootstrap import bootstrap_weights, intervals, two_sided_p
-from jaxmed.metrics import count_cases, mean_scores
-from jaxmed.metrics.classification import ranking_scores
+from jaxmed.metrics import count_cases, mean_scores, weighted_sums
+from jaxmed.metrics.classification import ranking_scores, summarize_classification
 from jaxmed.metrics.detection import summarize_detection
 
 
@@ -110,6 +110,7 @@ def test_intervals_of_clustered_cases_cover_where_patients_are_drawn(groups):
         "patients": bootstrap_weights(groups * each, groups=names, resamples=1000, seed=0),
         "cases": bootstrap_weights(groups * each, resamples=1000, seed=0),
     }
+    weights = {key: drawn.astype(float) for key, drawn in weights.items()}
     for _ in range(300):
         values = 0.8 + np.repeat(rng.normal(0, 0.08, groups), each)
         values += rng.normal(0, 0.05, groups * each)
@@ -171,7 +172,7 @@ def test_equal_systems_are_told_apart_as_rarely_as_the_test_says(groups):
 
 
 def test_ten_thousand_resamples_stay_small():
-    """Arrays of resamples by detections are never held whole."""
+    """Weights are single bytes; arrays of resamples by cases or detections are never held whole."""
     rng = np.random.default_rng(0)
     rows = [
         {
@@ -182,12 +183,43 @@ def test_ten_thousand_resamples_stay_small():
         }
         for _ in range(200)
     ]
-    weights = bootstrap_weights(200, resamples=10_000, seed=0)
     tracemalloc.start()
+    weights = bootstrap_weights(200, resamples=10_000, seed=0)
     summarize_detection(rows, weights=weights, class_names=["a"])
     _, most = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
     assert most < 200e6  # 10,000 x 6,000 numbers would be 480 MB
+    tracemalloc.reset_peak()
+    groups = np.repeat(np.arange(750), 2).tolist()
+    weights = bootstrap_weights(1500, groups=groups, resamples=10_000, seed=0)
+    means = mean_scores([{"x": x} for x in rng.random(1500)], weights=weights)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert means["x"].std() > 0
+    assert most < 110e6  # 15 MB of bytes; 10,000 x 1,500 float64 would be 120 MB
+
+
+def test_counts_are_those_of_a_multinomial_draw():
+    weights = bootstrap_weights(50, resamples=4000, seed=0)[1:].astype(float)
+    # Each of 50 cases is drawn a binomial number of times: 50 draws at 1/50.
+    assert weights.mean() == 1
+    assert weights.var() == pytest.approx(0.98, abs=0.01)
+    assert (weights == 0).mean() == pytest.approx(0.98**50, abs=0.005)
+    assert np.corrcoef(weights[:, 0], weights[:, 1])[0, 1] == pytest.approx(-1 / 49, abs=0.05)
+
+
+def test_sums_over_cases_do_not_overflow():
+    weights = bootstrap_weights(700, resamples=20, seed=0)
+    flags = np.arange(700) % 2 == 0
+    wide = weights.astype(float)
+    np.testing.assert_array_equal(weighted_sums(weights, flags), wide @ flags)
+    means = mean_scores([{"x": float(flag)} for flag in flags], weights=weights)["x"]
+    np.testing.assert_allclose(means, wide @ flags / 700)
+    labels, p = flags.astype(int), np.full((700, 2), 0.5)
+    scores = [
+        summarize_classification(labels, p, weights=w, class_names="ab") for w in (weights, wide)
+    ]
+    for name, values in scores[0].items():
+        np.testing.assert_allclose(values, scores[1][name])
 
 
 def test_undefined_is_none_counted_and_valid_json():
