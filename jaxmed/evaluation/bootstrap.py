@@ -4,12 +4,19 @@ Intervals are expanded percentile intervals (Hesterberg, What Teachers Should Kn
 Bootstrap, The American Statistician 69, 2015, section 3.3): resamples of n groups spread
 sqrt((n - 1) / n) times too little, and nobody told them that the spread was estimated, so that
 plain percentiles cover too rarely where n is small. Percentiles further out, those of
-sqrt(n / (n - 1)) t(n - 1), make up for both. It is one method for every score and difference, since
+sqrt(n / (n - 1)) t(n - 1), make up for both. It is one method for scores and differences, since
 it needs nothing but the resamples; with many groups it is the plain one. In simulations (see the
 tests) 95 % intervals of accuracy, Dice and AUROC cover 92 to 98.5 %, at 30 as at 200 cases or
 patients. They cover less where a set cannot know what it lacks: AUROC with six positive cases
 90 %, of which `jaxmed.evaluation.support` warns, and a mean that rare failures lower (one case in
 25 missed) 80 % at 30 cases.
+
+Percentiles suit scores whose bias is small beside their spread. A calibration error's is not:
+chance makes gaps where there are none, and resampling makes it once more.
+`jaxmed.metrics.classification.expected_calibration_error` therefore has resamples of its own kind,
+from which chance is taken out; their percentiles cover 89 to 99 %, of calibrated and overconfident
+networks, at 30 as at 200 cases. What remains: a mean of several such errors (over folds, or over
+cases as `voxel_ece`) is still somewhat too large where all are near 0.
 """
 
 from __future__ import annotations
@@ -59,7 +66,7 @@ def bootstrap_weights(
     rows = [numbers.setdefault(name, len(numbers)) for name in names]
     count, rng = len(numbers), np.random.default_rng(seed)
     weights = np.ones((resamples + 1, cases), np.uint8)
-    for part in chunks(resamples, width=count):
+    for part in chunks(resamples, width=4 * count):  # four arrays of that size are made
         height = len(range(resamples)[part])
         # As a multinomial draw, but drawn one by one: far faster where there are many.
         drawn = rng.integers(0, max(1, count), (height, count), dtype=np.int32)
