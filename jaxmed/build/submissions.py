@@ -83,6 +83,6 @@ def evaluate_predictions(
     print_summary(summary, title=f"{part}: {count_of(len(scores), 'case')} of {source.info.name}")
     for note in limits:
         print(f"note: {note}")
-    draw_curves(source.info, scores, output)
+    draw_curves(source.info, scores, output, patients=source.patients)
     print(f"written: {output / 'summary.json'}, cases.csv and figures")
     return summary

@@ -84,6 +84,7 @@ def intervals(
     cases: int,
     counts: Mapping[str, int] | None = None,
     groups: int | None = None,
+    group_counts: Mapping[str, int] | None = None,
     level: float = 0.95,
 ) -> dict[str, Interval]:
     """Expanded percentile interval of each score.
@@ -93,6 +94,8 @@ def intervals(
         cases: size of the set.
         counts: cases that count in a score, where fewer (`jaxmed.metrics.count_cases`).
         groups: that were drawn: patients where they are known; `cases` by default.
+        group_counts: groups that count in a score, where fewer (`jaxmed.metrics.count_groups`): an
+            interval of few cases among many is as uncertain as one of few.
         level: of the interval.
 
     Returns:
@@ -107,11 +110,12 @@ def intervals(
         drawn = values[1:]
         defined = drawn[np.isfinite(drawn)]
         value = float(values[0]) if np.isfinite(values[0]) else None
-        own, clusters = (counts or {}).get(name, cases), cases if groups is None else groups
+        own = (counts or {}).get(name, cases)
+        clusters = (group_counts or {}).get(name, cases if groups is None else groups)
         no_spread = len(defined) > 0 and (clusters < 2 or bool(np.ptp(defined) < SAME))
         low, high = None, None
         if len(defined) and not no_spread:
-            low, high = _percentiles(defined, level, clusters)
+            low, high = percentiles(defined, groups=clusters, level=level).tolist()
         entry: Interval = {"value": value, "low": low, "high": high, "n": own}
         if no_spread:
             entry["no_spread"] = True
@@ -121,12 +125,20 @@ def intervals(
     return table
 
 
-def _percentiles(values: np.ndarray, level: float, groups: int) -> tuple[float, float]:
-    """Both ends of the interval."""
+def percentiles(values: np.ndarray, *, groups: int, level: float = 0.95) -> np.ndarray:
+    """Both ends of the expanded percentile interval, of resamples along the first axis.
+
+    Args:
+        values: (resamples, ...).
+        groups: that were drawn, two or more.
+        level: of the interval.
+
+    Returns:
+        (2, ...).
+    """
     reach = stats.t.isf((1 - level) / 2, groups - 1) * np.sqrt(groups / (groups - 1))
     tail = float(stats.norm.sf(reach))
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
+    return np.quantile(values, [tail, 1 - tail], axis=0)
 
 
 def two_sided_p(differences: Float[np.ndarray, " rows"], *, groups: int) -> float | None:

@@ -8,7 +8,7 @@ single bytes as a rule: sums over cases take `weighted_sums`, or a wider type ch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,3 +76,12 @@ def count_cases(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """How many cases count in each score of `mean_scores`: those where it is not NaN."""
     values = {name: [row.get(name, np.nan) for row in rows] for name in scalar_names(rows)}
     return {name: int(np.sum(~np.isnan(column))) for name, column in values.items()}
+
+
+def count_groups(rows: Sequence[Mapping[str, Any]], groups: Sequence[Hashable]) -> dict[str, int]:
+    """How many groups (patients) have a case that counts in each score of `mean_scores`."""
+    pairs = list(zip(rows, groups, strict=True))
+    return {
+        name: len({group for row, group in pairs if not np.isnan(row.get(name, np.nan))})
+        for name in scalar_names(rows)
+    }

@@ -212,6 +212,18 @@ def test_boxes_of_unknown_classes_and_no_boxes_are_told(boxes):
     path.write_text("{}")
     with pytest.raises(UserError, match="expected COCO results"):
         score(folder)
+    for key in ("image_id", "category_id"):
+        path.write_text(json.dumps([{**results[0], key: [1]}]))
+        with pytest.raises(UserError, match=rf"entry 0: {key} is \[1\]"):
+            score(folder)
+
+
+def test_nothing_found_anywhere_is_a_result(boxes):
+    folder, _, _ = boxes
+    (folder / "predicted/detections.json").write_text("[]")
+    summary = score(folder)
+    assert values(summary)["ap50"] == values(summary)["froc"] == 0
+    assert "10 of 10 cases have no prediction" in " ".join(summary["notes"])
 
 
 def write_probabilities(path, rows, columns=("file", "prediction", "cat", "dog")):

@@ -6,6 +6,7 @@ import pytest
 from scipy.stats import norm, t
 
 from jaxmed.evaluation.bootstrap import bootstrap_weights, intervals, two_sided_p
+from jaxmed.evaluation.evaluate import summarize_cases
 from jaxmed.metrics import count_cases, mean_scores, weighted_sums
 from jaxmed.metrics.classification import (
     expected_calibration_error,
@@ -13,6 +14,7 @@ from jaxmed.metrics.classification import (
     summarize_classification,
 )
 from jaxmed.metrics.detection import summarize_detection
+from jaxmed.tasks.segmentation import Segmentation
 
 
 def test_first_row_is_the_set_and_every_resample_has_its_size():
@@ -251,6 +253,24 @@ def test_sums_over_cases_do_not_overflow():
     ]
     for name, values in scores[0].items():
         np.testing.assert_allclose(values, scores[1][name])
+
+
+def test_intervals_of_a_rare_structure_are_of_the_cases_that_have_it():
+    rng = np.random.default_rng(0)
+    task, truth, hits = Segmentation(["background", "x"]), 8 / 9.5, []
+    for _ in range(150):
+        found = [{"dice/x": v} for v in rng.beta(8, 1.5, 5)]
+        rows = dict(enumerate(found + [{"dice/x": np.nan}] * 45))
+        entry = summarize_cases(task, rows, resamples=300)["dice/x"]
+        hits.append(entry["low"] <= truth <= entry["high"])
+    assert np.mean(hits) >= 0.92
+    few = summarize_cases(task, dict(enumerate(found)), resamples=4000)["dice/x"]
+    many = summarize_cases(task, rows, resamples=4000)["dice/x"]
+    assert many["n"] == 5
+    assert many["high"] - many["low"] > 0.9 * (few["high"] - few["low"])
+    # Of one patient nothing can be told, however many there are without the structure.
+    patients = ["p"] * 5 + [f"q{i}" for i in range(45)]
+    assert summarize_cases(task, rows, patients=patients, resamples=50)["dice/x"]["no_spread"]
 
 
 def test_undefined_is_none_counted_and_valid_json():
