@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmed.evaluation.bootstrap import bootstrap_weights, intervals
 from jaxmed.evaluation.evaluate import sample_scores
-from jaxmed.metrics import count_cases, count_groups
+from jaxmed.metrics import count_cases, count_groups, fewer_of
 from jaxmed.types import Row, Task, UserError
 
 FEWEST = 10
@@ -97,14 +97,9 @@ def summarize_subgroups(
                 differences,
                 cases=sizes[name],
                 groups=min(drawn[name], drawn[reference]),
-                group_counts=fewer(counted[name], counted[reference]),
+                group_counts=fewer_of(counted[name], counted[reference]),
             )
     return {"reference": reference, "groups": groups}
-
-
-def fewer(own: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
-    """Of each score that both count groups of, the smaller number."""
-    return {name: min(count, other[name]) for name, count in own.items() if name in other}
 
 
 def _headlines(samples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

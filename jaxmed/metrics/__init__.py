@@ -85,3 +85,8 @@ def count_groups(rows: Sequence[Mapping[str, Any]], groups: Sequence[Hashable]) 
         name: len({group for row, group in pairs if not np.isnan(row.get(name, np.nan))})
         for name in scalar_names(rows)
     }
+
+
+def fewer_of(own: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """Of each score that both count, the smaller number."""
+    return {name: min(count, other[name]) for name, count in own.items() if name in other}
