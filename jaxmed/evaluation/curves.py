@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from jaxmed.evaluation.bootstrap import bootstrap_weights, percentiles
 from jaxmed.evaluation.calibration_curves import draw_reliability, draw_risk, reliability
+from jaxmed.evaluation.size_agreement import draw_agreement
 from jaxmed.metrics.detection import FROC_RATES
 from jaxmed.types import DatasetInfo
 
@@ -266,56 +267,10 @@ def _segmentation(
         axis.set_xticks(range(1, len(shown) + 1), list(shown.values()))
         axis.set(title=kind, ylim=(-0.02, 1.02))
     drawn = [("curves", figure, "Scores of the cases, with quartiles")]
-    sizes = _agreement(info, rows)
+    sizes = draw_agreement(info, rows)
     if sizes is not None:
         what = "Volumes" if info.ndim == 3 else "Areas"
         caption = f"{what} predicted and true (Bland-Altman): mean difference and limits of 95 %"
         drawn.append(("sizes", sizes, caption))
     trust = _voxel_trust(rows, groups)
     return [*drawn, *([trust] if trust else [])]
-
-
-def limits_of_agreement(differences: np.ndarray) -> tuple[float, float, float]:
-    """Mean difference, and the limits within which 95 % of differences lie: mean -/+ 1.96 SD.
-
-    Source: Bland & Altman, Statistical Methods for Assessing Agreement between Two Methods of
-    Clinical Measurement, Lancet 327, 1986.
-    """
-    bias, spread = float(differences.mean()), 1.96 * float(differences.std(ddof=1))
-    return bias, bias - spread, bias + spread
-
-
-def _agreement(info: DatasetInfo, rows: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Bland-Altman plot of each class's size; None where no class has three cases.
-
-    Cases that hold a class in neither mask do not count, as in its other scores.
-    """
-    unit, scale = ("mm$^2$, or pixels", 1.0) if info.ndim == 2 else ("mm$^3$, or voxels", 1.0)
-    found = {}
-    for name in info.class_names[1:][:MOST_CLASSES]:
-        pairs = [(row.get(f"size/{name}", 0), row.get(f"true_size/{name}", 0)) for row in rows]
-        pairs = [pair for pair in pairs if max(pair) > 0]
-        if len(pairs) > 2:
-            found[name] = np.array(pairs, float)
-    if not found:
-        return None
-    if info.ndim == 3 and max(sizes.max() for sizes in found.values()) >= 1e5:
-        unit, scale = "ml, of files that state a spacing", 1e-3
-    figure, axes = _figure(len(found))
-    for axis, (name, sizes) in zip(axes, found.items(), strict=True):
-        difference = scale * (sizes[:, 0] - sizes[:, 1])
-        axis.plot(scale * sizes.mean(1), difference, "o", markersize=4, alpha=0.6)
-        for value, style in zip(limits_of_agreement(difference), ("-", "--", "--"), strict=True):
-            axis.axhline(value, color="k", linestyle=style, linewidth=1)
-            axis.annotate(
-                f"{value:.4g}",
-                (1, value),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize=8,
-            )
-        axis.axhline(0, color="gray", linestyle=":", linewidth=1)
-        axis.set(xlabel=f"mean of both ({unit})", title=name[:30].replace("$", r"\$"))
-    axes[0].set_ylabel("predicted less true")
-    return figure

@@ -3,8 +3,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from jaxmed.evaluation.calibration_curves import draw_risk
-from jaxmed.evaluation.curves import GRID, draw_curves, limits_of_agreement, roc_band
+from jaxmed.evaluation.curves import GRID, draw_curves, roc_band
 from jaxmed.evaluation.evaluate import summarize_cases
+from jaxmed.evaluation.size_agreement import limits_of_agreement
 from jaxmed.evaluation.subgroups import summarize_subgroups
 from jaxmed.evaluation.support import find_limits, summarize_prevalence
 from jaxmed.tasks.classification import Classification
