@@ -61,22 +61,31 @@ def compare_evaluations(
     info = _common_info(summaries)
     runs = {name: load_rows(folder / ROWS_FILE) for name, folder in folders.items()}
     task = make_scorer(info)
+    scoring = {name: summary["scoring"] for name, summary in summaries.items()}
+    left_out, settings = _compare_settings(scoring)
     compared = compare_runs(
         runs,
         task,
+        scorers={name: make_scorer(info, **told) for name, told in scoring.items()},
+        leave_out=left_out,
         against="best" if against == "best" else None,
         resamples=resamples,
         seed=seed,
     )
+    left = compared["runs"][compared["against"]]["metrics"]
     compared = {
-        "main_score": task.main_score,
+        "main_score": task.main_score if task.main_score in left else next(iter(left)),
         "part": ", ".join(sorted({str(summary["part"]) for summary in summaries.values()})),
         "resamples": resamples,
         "test": "two-sided, paired, by bootstrap; p_holm corrected for the number of runs",
         "resampled": "cases" if compared["groups"] == compared["cases"] else "patients",
         **compared,
         "seeds": _summarize_seeds(dict(zip(folders, places, strict=True)), compared),
-        "notes": _notes(summaries, compared, {name: len(run.ids) for name, run in runs.items()}),
+        "notes": [
+            *_notes(summaries, compared, {name: len(run.ids) for name, run in runs.items()}),
+            *compared["notes"],
+            *settings,
+        ],
     }
     _print(compared)
     if output is not None:
@@ -107,7 +116,7 @@ def _read_summary(folder: Path) -> dict[str, Any]:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); evaluate again") from error
-    if not isinstance(summary, dict) or "data" not in summary:
+    if not isinstance(summary, dict) or not {"data", "scoring"} <= summary.keys():
         raise UserError(f"{path}: is of an earlier version; evaluate again")
     return summary
 
@@ -126,6 +135,22 @@ def _common_info(summaries: Mapping[str, Mapping[str, Any]]) -> DatasetInfo:
         "class_names": tuple(reference["class_names"])
     }
     return DatasetInfo(name="", channels=1, **known)
+
+
+def _compare_settings(
+    scoring: Mapping[str, Mapping[str, float]],
+) -> tuple[list[str], list[str]]:
+    """Scores that the runs measured in different ways, and notes on what differs."""
+    left_out, notes = [], []
+    for key, told in (
+        ("nsd_tolerance", "nsd is left out, since distances forgiven differ (in mm: {})"),
+        ("score_threshold", "boxes won and lost are those from each run's own score on ({})"),
+    ):
+        found = {name: settings[key] for name, settings in scoring.items() if key in settings}
+        if len(set(found.values())) > 1:
+            notes.append(told.format(", ".join(f"{n} {value:.3g}" for n, value in found.items())))
+            left_out += ["nsd"] * (key == "nsd_tolerance")
+    return left_out, notes
 
 
 def _notes(

@@ -52,7 +52,7 @@ def write_evaluation(
         print_members(summary, task.main_score)
     if summary.get("decisions"):
         print_decisions(summary["decisions"])
-    figures = curves.draw_curves(run.info, scores, folder)
+    figures = curves.draw_curves(run.info, scores, folder, patients=source.patients)
     if folds:
         for figure in figures:
             figure["caption"] += "; all folds in one, though the scores are means over the folds"

@@ -22,6 +22,7 @@ from jaxmed.build.scored_set import describe_set, read_subgroups
 from jaxmed.build.trained import TrainedRun, check_image, load_run, tell_diverged
 from jaxmed.build.workdir import read_split, read_split_ids
 from jaxmed.data.sources.findings import some
+from jaxmed.evaluation.case_rows import scoring_of
 from jaxmed.evaluation.evaluate import (
     score_cases,
     summarize_cases,
@@ -137,6 +138,7 @@ def evaluate_run(
     summary["decisions"] = settle(workdir, run, scores, source)
     if part == "all" and is_own and summary["decisions"]:
         summary["decisions"]["judged"] = "here, the cases that fixed it among them"
+    summary["scoring"] = scoring_of(task)  # only now: boxes count from the threshold just settled
     if part == "val" and is_own:
         familiarity = fix_familiarity(workdir, run, source, read_split(workdir, source))
     else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxmed.build.scored_set import describe_set, print_summary, read_subgroups, write_set
 from jaxmed.build.workdir import make_folder
-from jaxmed.evaluation.case_rows import make_scorer
+from jaxmed.evaluation.case_rows import make_scorer, scoring_of
 from jaxmed.evaluation.curves import draw_curves
 from jaxmed.evaluation.submissions import find_kind, open_truth, read_predictions
 from jaxmed.preprocessing.fingerprint import digest
@@ -73,6 +73,7 @@ def evaluate_predictions(
     )
     summary = {
         **described,
+        "scoring": scoring_of(task),
         "part": part,
         "predictions": str(predictions),
         "data_path": str(truth),
@@ -83,6 +84,6 @@ def evaluate_predictions(
     print_summary(summary, title=f"{part}: {count_of(len(scores), 'case')} of {source.info.name}")
     for note in limits:
         print(f"note: {note}")
-    draw_curves(source.info, scores, output)
+    draw_curves(source.info, scores, output, patients=source.patients)
     print(f"written: {output / 'summary.json'}, cases.csv and figures")
     return summary

@@ -4,12 +4,19 @@ Intervals are expanded percentile intervals (Hesterberg, What Teachers Should Kn
 Bootstrap, The American Statistician 69, 2015, section 3.3): resamples of n groups spread
 sqrt((n - 1) / n) times too little, and nobody told them that the spread was estimated, so that
 plain percentiles cover too rarely where n is small. Percentiles further out, those of
-sqrt(n / (n - 1)) t(n - 1), make up for both. It is one method for every score and difference, since
+sqrt(n / (n - 1)) t(n - 1), make up for both. It is one method for scores and differences, since
 it needs nothing but the resamples; with many groups it is the plain one. In simulations (see the
 tests) 95 % intervals of accuracy, Dice and AUROC cover 92 to 98.5 %, at 30 as at 200 cases or
 patients. They cover less where a set cannot know what it lacks: AUROC with six positive cases
 90 %, of which `jaxmed.evaluation.support` warns, and a mean that rare failures lower (one case in
 25 missed) 80 % at 30 cases.
+
+Percentiles suit scores whose bias is small beside their spread. A calibration error's is not:
+chance makes gaps where there are none, and resampling makes it once more.
+`jaxmed.metrics.classification.expected_calibration_error` therefore has resamples of its own kind,
+from which chance is taken out; their percentiles cover 89 to 99 %, of calibrated and overconfident
+networks, at 30 as at 200 cases. What remains: a mean of several such errors (over folds, or over
+cases as `voxel_ece`) is still somewhat too large where all are near 0.
 """
 
 from __future__ import annotations
@@ -17,8 +24,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from scipy import stats
+
+from jaxmed.metrics import chunks
 
 Interval = dict[str, float | int | None]
 """value, low, high (None where undefined) and n, as JSON takes them."""
@@ -33,7 +42,7 @@ def bootstrap_weights(
     groups: Sequence[Hashable] | None = None,
     resamples: int = 1000,
     seed: int,
-) -> Float[np.ndarray, "rows cases"]:
+) -> Integer[np.ndarray, "rows cases"]:
     """How often each case is drawn in each resample; row 0 is all ones, the set itself.
 
     Args:
@@ -44,7 +53,8 @@ def bootstrap_weights(
         seed: of the draw.
 
     Returns:
-        float32 (resamples + 1, cases).
+        (resamples + 1, cases) of single bytes, or of two should a case be drawn that often: a
+        product with other whole numbers would overflow, see `jaxmed.metrics.weighted_sums`.
 
     Raises:
         ValueError: if `groups` does not name one group a case.
@@ -54,11 +64,17 @@ def bootstrap_weights(
     numbers: dict[Hashable, int] = {}
     names = range(cases) if groups is None else groups
     rows = [numbers.setdefault(name, len(numbers)) for name in names]
-    count = len(numbers)
-    weights = np.ones((resamples + 1, cases), np.float32)
-    if count:
-        draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
-        weights[1:] = draws[:, rows]
+    count, rng = len(numbers), np.random.default_rng(seed)
+    weights = np.ones((resamples + 1, cases), np.uint8)
+    for part in chunks(resamples, width=4 * count):  # four arrays of that size are made
+        height = len(range(resamples)[part])
+        # As a multinomial draw, but drawn one by one: far faster where there are many.
+        drawn = rng.integers(0, max(1, count), (height, count), dtype=np.int32)
+        places = drawn + count * np.arange(height, dtype=np.int32)[:, None]
+        counts = np.bincount(places.ravel(), minlength=height * count).reshape(height, count)
+        if counts.max(initial=0) > np.iinfo(weights.dtype).max:
+            weights = weights.astype(np.uint16)
+        weights[1:][part] = counts.astype(weights.dtype)[:, rows]
     return weights
 
 
@@ -68,6 +84,7 @@ def intervals(
     cases: int,
     counts: Mapping[str, int] | None = None,
     groups: int | None = None,
+    group_counts: Mapping[str, int] | None = None,
     level: float = 0.95,
 ) -> dict[str, Interval]:
     """Expanded percentile interval of each score.
@@ -77,6 +94,8 @@ def intervals(
         cases: size of the set.
         counts: cases that count in a score, where fewer (`jaxmed.metrics.count_cases`).
         groups: that were drawn: patients where they are known; `cases` by default.
+        group_counts: groups that count in a score, where fewer (`jaxmed.metrics.count_groups`): an
+            interval of few cases among many is as uncertain as one of few.
         level: of the interval.
 
     Returns:
@@ -91,11 +110,12 @@ def intervals(
         drawn = values[1:]
         defined = drawn[np.isfinite(drawn)]
         value = float(values[0]) if np.isfinite(values[0]) else None
-        own, clusters = (counts or {}).get(name, cases), cases if groups is None else groups
+        own = (counts or {}).get(name, cases)
+        clusters = (group_counts or {}).get(name, cases if groups is None else groups)
         no_spread = len(defined) > 0 and (clusters < 2 or bool(np.ptp(defined) < SAME))
         low, high = None, None
         if len(defined) and not no_spread:
-            low, high = _percentiles(defined, level, clusters)
+            low, high = percentiles(defined, groups=clusters, level=level).tolist()
         entry: Interval = {"value": value, "low": low, "high": high, "n": own}
         if no_spread:
             entry["no_spread"] = True
@@ -105,12 +125,20 @@ def intervals(
     return table
 
 
-def _percentiles(values: np.ndarray, level: float, groups: int) -> tuple[float, float]:
-    """Both ends of the interval."""
+def percentiles(values: np.ndarray, *, groups: int, level: float = 0.95) -> np.ndarray:
+    """Both ends of the expanded percentile interval, of resamples along the first axis.
+
+    Args:
+        values: (resamples, ...).
+        groups: that were drawn, two or more.
+        level: of the interval.
+
+    Returns:
+        (2, ...).
+    """
     reach = stats.t.isf((1 - level) / 2, groups - 1) * np.sqrt(groups / (groups - 1))
     tail = float(stats.norm.sf(reach))
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
+    return np.quantile(values, [tail, 1 - tail], axis=0)
 
 
 def two_sided_p(differences: Float[np.ndarray, " rows"], *, groups: int) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 from jaxmed.data.splits import k_folds
 from jaxmed.evaluation.calibration import apply_platt, fit_platt
@@ -76,7 +76,7 @@ def score_boxes(
     rows: Sequence[Row],
     thresholds: Float[np.ndarray, " images"],
     *,
-    weights: Float[np.ndarray, "resamples images"],
+    weights: Real[np.ndarray, "resamples images"],
 ) -> dict[str, Float[np.ndarray, " resamples"]]:
     """Sensitivity, precision and false positives an image among boxes from a threshold on.
 

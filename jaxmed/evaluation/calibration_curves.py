@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxmed.evaluation.bootstrap import bootstrap_weights
+from jaxmed.evaluation.bootstrap import bootstrap_weights, percentiles
 from jaxmed.metrics.selection import risk_coverage
 
 COVERAGE = np.linspace(0.02, 1, 99)
@@ -45,17 +45,29 @@ def draw_reliability(
             axis.legend(fontsize=8)
 
 
-def draw_risk(axis: Any, confidence: np.ndarray, loss: np.ndarray, *, name: str) -> None:
-    """Risk-coverage curve with its pointwise 95 % band, and the mean loss for comparison."""
-    weights = bootstrap_weights(len(loss), resamples=500, seed=0)
+def draw_risk(
+    axis: Any,
+    confidence: np.ndarray,
+    loss: np.ndarray,
+    *,
+    name: str,
+    groups: Sequence[Hashable] | None = None,
+) -> None:
+    """Risk-coverage curve with its pointwise 95 % band, and the mean loss for comparison.
+
+    The band is by bootstrap over `groups`, one a case (patients), or over cases without.
+    """
+    weights = bootstrap_weights(len(loss), groups=groups, resamples=500, seed=0)
     coverage, risk = risk_coverage(confidence, loss, weights=weights)
     [line] = axis.plot(coverage[0], risk[0], drawstyle="steps-post")
     drawn = [
         np.interp(COVERAGE, c[c > 0], r[c > 0])  # without the cases before the first one drawn
         for c, r in zip(coverage[1:], risk[1:], strict=True)
     ]
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    axis.fill_between(COVERAGE, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    drawn_groups = len(loss) if groups is None else len(set(groups))
+    if drawn_groups > 1:
+        low, high = percentiles(np.array(drawn), groups=drawn_groups)
+        axis.fill_between(COVERAGE, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axis.axhline(loss.mean(), color="gray", linestyle=":", linewidth=1)
     axis.set(xlabel="share of cases decided, the surest first", ylabel=name, title="risk-coverage")
     axis.set(xlim=(0, 1), ylim=(0, None))

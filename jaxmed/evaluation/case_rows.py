@@ -123,6 +123,18 @@ def make_scorer(
     return Segmentation(info.class_names, instances=info.instances, nsd_tolerance=nsd_tolerance)
 
 
+def scoring_of(task: Task) -> dict[str, float]:
+    """What a task scores cases by beside its classes, as `make_scorer` takes it.
+
+    `nsd_tolerance` in mm of a segmentation, `score_threshold` of a detection.
+    """
+    if isinstance(task, Detection):
+        return {"score_threshold": float(task.score_threshold)}
+    if isinstance(task, Segmentation):
+        return {"nsd_tolerance": float(task.nsd_tolerance)}
+    return {}
+
+
 def scored_cases(
     ids: Sequence[str],
     scores: Mapping[int, Row],

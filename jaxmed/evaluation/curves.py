@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import sklearn.metrics
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxmed.evaluation.bootstrap import bootstrap_weights
+from jaxmed.evaluation.bootstrap import bootstrap_weights, percentiles
 from jaxmed.evaluation.calibration_curves import draw_reliability, draw_risk, reliability
+from jaxmed.evaluation.size_agreement import draw_agreement
 from jaxmed.metrics.detection import FROC_RATES
 from jaxmed.types import DatasetInfo
 
@@ -24,7 +25,11 @@ MOST_CLASSES = 10
 
 
 def draw_curves(
-    info: DatasetInfo, scores: Mapping[int, Mapping[str, Any]], folder: Path
+    info: DatasetInfo,
+    scores: Mapping[int, Mapping[str, Any]],
+    folder: Path,
+    *,
+    patients: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Draw what suits the task, as PNG files in `folder`.
 
@@ -32,18 +37,23 @@ def draw_curves(
         info: of the data set.
         scores: rows of `Task.score`, by row of the source.
         folder: to write to; made before.
+        patients: one a row of the source, over which bands are drawn; over cases without.
 
     Returns:
         `picture` (path) and `caption` of each figure.
     """
     rows = list(scores.values())
-    draw = {
-        "classification": _classification,
-        "detection": _detection,
-        "segmentation": _segmentation,
-    }[info.task]
+    groups = None if patients is None else [patients[row] for row in scores]
+    # A pair of $ in a name would be read as a formula, of whatever stands between them.
+    names = tuple(name.replace("$", r"\$") for name in info.class_names)
+    if info.task == "classification":
+        drawn = _classification(info, names, rows, groups)
+    elif info.task == "detection":
+        drawn = _detection(names, rows)
+    else:
+        drawn = _segmentation(info, names, rows, groups)
     figures = []
-    for name, figure, caption in draw(info, rows):
+    for name, figure, caption in drawn:
         path = folder / f"{name}.png"
         FigureCanvasAgg(figure)
         figure.savefig(path, dpi=100)
@@ -62,7 +72,10 @@ def _add_legend(axis: Any) -> None:
 
 
 def _classification(
-    info: DatasetInfo, rows: Sequence[Mapping[str, Any]]
+    info: DatasetInfo,
+    names: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    groups: Sequence[str] | None,
 ) -> list[tuple[str, Figure, str]]:
     labels = np.stack([row["label"] for row in rows])
     probabilities = np.stack([row["probabilities"] for row in rows])
@@ -76,11 +89,12 @@ def _classification(
     for c in shown:
         if not 0 < truth[:, c].sum() < len(truth):
             continue  # no curve of a class that all or no cases have
-        name, score = info.class_names[c], probabilities[:, c]
+        name, score = names[c], probabilities[:, c]
         false, true, _ = sklearn.metrics.roc_curve(truth[:, c], score)
         [line] = roc.plot(false, true, label=name)
-        if len(shown) == 1:  # of more classes bands would hide each other
-            low, high = roc_band(truth[:, c], score)
+        # Of more classes bands would hide each other, and one patient gives none.
+        if len(shown) == 1 and (groups is None or len(set(groups)) > 1):
+            low, high = roc_band(truth[:, c], score, groups=groups)
             roc.fill_between(GRID, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         precision, hits, _ = sklearn.metrics.precision_recall_curve(truth[:, c], score)
         recall.plot(hits, precision, label=name)
@@ -100,32 +114,44 @@ def _classification(
         )
     ]
     if labels.ndim == 1:
-        drawn.append(("confusion", _confusion(info, labels, probabilities), "Confusion matrix"))
-    trust = _trust(info, rows, shown, truth)
+        drawn.append(("confusion", _confusion(names, labels, probabilities), "Confusion matrix"))
+    trust = _trust(info, names, rows, shown, truth, groups)
     return [*drawn, *([trust] if trust else [])]
 
 
 def roc_band(
-    truth: np.ndarray, score: np.ndarray, *, resamples: int = 500, seed: int = 0
+    truth: np.ndarray,
+    score: np.ndarray,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    resamples: int = 500,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pointwise 95 % band of the recall at each false positive rate of `GRID`, by bootstrap.
 
     Vertical averaging (Fawcett, An Introduction to ROC Analysis, Pattern Recognition Letters 27,
-    2006, section 9.1): each resample's own curve, read at the same rates. Cases are drawn, also
-    where patients are known, whose bands would be wider.
+    2006, section 9.1): each resample's own curve, read at the same rates. `groups` are drawn, one
+    a case (patients), or cases without.
     """
     curves = []
-    for weights in bootstrap_weights(len(truth), resamples=resamples, seed=seed)[1:]:
-        if 0 < weights @ truth < weights.sum():
+    drawn = bootstrap_weights(len(truth), groups=groups, resamples=resamples, seed=seed)
+    for weights in drawn[1:].astype(np.float64):
+        if 0 < weights[truth].sum() < weights.sum():
             false, true, _ = sklearn.metrics.roc_curve(truth, score, sample_weight=weights)
             # At a rate that a step rises at, the top of the step.
             curves.append(true[np.searchsorted(false, GRID, side="right") - 1])
-    low, high = np.quantile(curves, [0.025, 0.975], axis=0)
+    count = len(truth) if groups is None else len(set(groups))
+    low, high = percentiles(np.array(curves), groups=count)
     return low, high
 
 
 def _trust(
-    info: DatasetInfo, rows: Sequence[Mapping[str, Any]], shown: Sequence[int], truth: np.ndarray
+    info: DatasetInfo,
+    names: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    shown: Sequence[int],
+    truth: np.ndarray,
+    groups: Sequence[str] | None,
 ) -> tuple[str, Figure, str] | None:
     """Reliability as said and calibrated, and risk-coverage; None where neither is known."""
     calibrated = "calibrated" in rows[0]
@@ -136,18 +162,20 @@ def _trust(
     if calibrated:
         scaled = np.stack([row["calibrated"] for row in rows])
         curves = [
-            [(info.class_names[c], truth[:, c], values[:, c]) for c in shown]
-            for values in (said, scaled)
+            [(names[c], truth[:, c], values[:, c]) for c in shown] for values in (said, scaled)
         ]
         draw_reliability(axes, *curves)
         captions.append("Reliability before and after the calibration fixed on the validation part")
     if not info.multilabel:
-        draw_risk(axes[-1], said.max(1), ~truth[np.arange(len(rows)), said.argmax(1)], name="error")
+        wrong = ~truth[np.arange(len(rows)), said.argmax(1)]
+        draw_risk(axes[-1], said.max(1), wrong, name="error", groups=groups)
         captions.append(RISK)
     return "calibration", figure, "; ".join(captions)
 
 
-def _voxel_trust(rows: Sequence[Mapping[str, Any]]) -> tuple[str, Figure, str] | None:
+def _voxel_trust(
+    rows: Sequence[Mapping[str, Any]], groups: Sequence[str] | None
+) -> tuple[str, Figure, str] | None:
     """The same of masks, their reliability voxel by voxel; None where neither is known."""
     if "confidence" not in rows[0]:
         return None
@@ -162,38 +190,45 @@ def _voxel_trust(rows: Sequence[Mapping[str, Any]]) -> tuple[str, Figure, str] |
         draw_reliability(axes, curves[0], curves[1] if len(curves) > 1 else None)
         captions.append("Reliability of the class of voxels that may be foreground")
     pairs = np.array([(row["confidence"], 1 - row["dice"]) for row in rows], np.float64)
-    pairs = pairs[np.isfinite(pairs[:, 1])]
-    if not len(pairs):
+    known = np.isfinite(pairs[:, 1])
+    if not known.any():
         return None  # no case has a structure to be found
-    confidence, loss = pairs.T
-    draw_risk(axes[-1], confidence, loss, name="1 - dice")
+    confidence, loss = pairs[known].T
+    if groups is not None:
+        groups = [group for group, counts in zip(groups, known, strict=True) if counts]
+    draw_risk(axes[-1], confidence, loss, name="1 - dice", groups=groups)
     return "calibration", figure, "; ".join([*captions, RISK])
 
 
-def _confusion(info: DatasetInfo, labels: np.ndarray, probabilities: np.ndarray) -> Figure:
-    classes = range(len(info.class_names))
+def _confusion(names: Sequence[str], labels: np.ndarray, probabilities: np.ndarray) -> Figure:
+    classes = range(len(names))
     matrix = sklearn.metrics.confusion_matrix(labels, probabilities.argmax(1), labels=classes)
     figure, (axis,) = _figure(1)
     axis.imshow(matrix / np.maximum(matrix.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(matrix):
         share = count / max(matrix[i].sum(), 1)
         axis.text(j, i, str(count), ha="center", va="center", color="w" if share > 0.5 else "k")
-    names = [name[:14] for name in info.class_names]
-    axis.set_xticks(list(classes), names, rotation=45, ha="right")
-    axis.set_yticks(list(classes), names)
+    short = [_shorten(name) for name in names]
+    axis.set_xticks(list(classes), short, rotation=45, ha="right")
+    axis.set_yticks(list(classes), short)
     axis.set(xlabel="predicted", ylabel="is")
     return figure
 
 
+def _shorten(name: str, most: int = 14) -> str:
+    """The beginning of a name in which each $ is escaped."""
+    return name.replace(r"\$", "$")[:most].replace("$", r"\$")
+
+
 def _detection(
-    info: DatasetInfo, rows: Sequence[Mapping[str, Any]]
+    names: Sequence[str], rows: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, Figure, str]]:
     figure, (recall, free) = _figure(2)
     score = np.concatenate([row["score"] for row in rows])
     label = np.concatenate([row["label"] for row in rows])
     hit = np.concatenate([row["matched"][0] for row in rows])
     truths = np.sum([row["truths"] for row in rows], axis=0)
-    for c, name in enumerate(info.class_names[:MOST_CLASSES]):
+    for c, name in enumerate(names[:MOST_CLASSES]):
         mine = label == c
         order = np.argsort(-score[mine], kind="stable")
         hits = np.cumsum(hit[mine][order])
@@ -212,71 +247,30 @@ def _detection(
 
 
 def _segmentation(
-    info: DatasetInfo, rows: Sequence[Mapping[str, Any]]
+    info: DatasetInfo,
+    names: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    groups: Sequence[str] | None,
 ) -> list[tuple[str, Figure, str]]:
     kinds = [k for k in ("dice", "nsd", "instance_ap50", "panoptic_quality") if k in rows[0]]
     figure, axes = _figure(len(kinds))
     for axis, kind in zip(axes, kinds, strict=True):
-        names = [f"{kind}/{c}" for c in info.class_names[1:] if f"{kind}/{c}" in rows[0]] or [kind]
-        values = [np.array([row[n] for row in rows], float) for n in names]
+        pairs = zip(info.class_names[1:], names[1:], strict=True)
+        shown = {f"{kind}/{c}": _shorten(n) for c, n in pairs if f"{kind}/{c}" in rows[0]}
+        shown = shown or {kind: kind}
+        values = [np.array([row[n] for row in rows], float) for n in shown]
         values = [v[np.isfinite(v)] for v in values]
         axis.boxplot(values, showfliers=False)
         for place, v in enumerate(values, start=1):
             spread = np.linspace(-0.15, 0.15, len(v)) if len(v) > 1 else np.zeros(len(v))
             axis.plot(place + spread, v, "o", markersize=3, alpha=0.5)
-        axis.set_xticks(range(1, len(names) + 1), [n.split("/")[-1][:14] for n in names])
+        axis.set_xticks(range(1, len(shown) + 1), list(shown.values()))
         axis.set(title=kind, ylim=(-0.02, 1.02))
     drawn = [("curves", figure, "Scores of the cases, with quartiles")]
-    sizes = _agreement(info, rows)
+    sizes = draw_agreement(info, rows)
     if sizes is not None:
         what = "Volumes" if info.ndim == 3 else "Areas"
         caption = f"{what} predicted and true (Bland-Altman): mean difference and limits of 95 %"
         drawn.append(("sizes", sizes, caption))
-    trust = _voxel_trust(rows)
+    trust = _voxel_trust(rows, groups)
     return [*drawn, *([trust] if trust else [])]
-
-
-def limits_of_agreement(differences: np.ndarray) -> tuple[float, float, float]:
-    """Mean difference, and the limits within which 95 % of differences lie: mean -/+ 1.96 SD.
-
-    Source: Bland & Altman, Statistical Methods for Assessing Agreement between Two Methods of
-    Clinical Measurement, Lancet 327, 1986.
-    """
-    bias, spread = float(differences.mean()), 1.96 * float(differences.std(ddof=1))
-    return bias, bias - spread, bias + spread
-
-
-def _agreement(info: DatasetInfo, rows: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Bland-Altman plot of each class's size; None where no class has three cases.
-
-    Cases that hold a class in neither mask do not count, as in its other scores.
-    """
-    unit, scale = ("mm$^2$, or pixels", 1.0) if info.ndim == 2 else ("mm$^3$, or voxels", 1.0)
-    found = {}
-    for name in info.class_names[1:][:MOST_CLASSES]:
-        pairs = [(row.get(f"size/{name}", 0), row.get(f"true_size/{name}", 0)) for row in rows]
-        pairs = [pair for pair in pairs if max(pair) > 0]
-        if len(pairs) > 2:
-            found[name] = np.array(pairs, float)
-    if not found:
-        return None
-    if info.ndim == 3 and max(sizes.max() for sizes in found.values()) >= 1e5:
-        unit, scale = "ml, of files that state a spacing", 1e-3
-    figure, axes = _figure(len(found))
-    for axis, (name, sizes) in zip(axes, found.items(), strict=True):
-        difference = scale * (sizes[:, 0] - sizes[:, 1])
-        axis.plot(scale * sizes.mean(1), difference, "o", markersize=4, alpha=0.6)
-        for value, style in zip(limits_of_agreement(difference), ("-", "--", "--"), strict=True):
-            axis.axhline(value, color="k", linestyle=style, linewidth=1)
-            axis.annotate(
-                f"{value:.4g}",
-                (1, value),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize=8,
-            )
-        axis.axhline(0, color="gray", linestyle=":", linewidth=1)
-        axis.set(xlabel=f"mean of both ({unit})", title=name[:30].replace("$", r"\$"))
-    axes[0].set_ylabel("predicted less true")
-    return figure

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, Real
 
 from jaxmed.data.splits import k_folds
 from jaxmed.evaluation.calibration import (
@@ -189,7 +189,7 @@ def score_labels(
     labels: Integer[np.ndarray, "cases classes"],
     decided: Decided,
     *,
-    weights: Float[np.ndarray, "resamples cases"],
+    weights: Real[np.ndarray, "resamples cases"],
 ) -> dict[str, Float[np.ndarray, " resamples"]]:
     """How good what was decided of several labels at once is, under each row of weights.
 
@@ -218,7 +218,7 @@ def score_decided(
     labels: Integer[np.ndarray, " cases"],
     decided: Decided,
     *,
-    weights: Float[np.ndarray, "resamples cases"],
+    weights: Real[np.ndarray, "resamples cases"],
 ) -> dict[str, Float[np.ndarray, " resamples"]]:
     """How good what was decided of exclusive classes is, under each row of weights.
 

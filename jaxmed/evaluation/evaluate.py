@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxmed.evaluation.bootstrap import Interval, bootstrap_weights, intervals
-from jaxmed.metrics import count_cases
+from jaxmed.metrics import count_cases, count_groups
 from jaxmed.types import Example, Row, Source, Task, Transform
 
 
@@ -80,9 +80,15 @@ def summarize_cases(
     groups = None if patients is None else [patients[row] for row in scores]
     weights = bootstrap_weights(len(scores), groups=groups, resamples=resamples, seed=seed)
     samples = sample_scores(task, scores, weights=weights, folds=folds)
-    drawn = len(scores) if groups is None else len(set(groups))
-    counts = count_cases(list(scores.values()))
-    return intervals(samples, cases=len(scores), counts=counts, groups=drawn)
+    own = list(scores) if groups is None else groups
+    rows = list(scores.values())
+    return intervals(
+        samples,
+        cases=len(scores),
+        counts=count_cases(rows),
+        groups=len(set(own)),
+        group_counts=count_groups(rows, own),
+    )
 
 
 def sample_scores(

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmed.evaluation.bootstrap import bootstrap_weights, intervals
 from jaxmed.evaluation.evaluate import sample_scores
-from jaxmed.metrics import count_cases
+from jaxmed.metrics import count_cases, count_groups, fewer_of
 from jaxmed.types import Row, Task, UserError
 
 FEWEST = 10
@@ -64,7 +64,7 @@ def summarize_subgroups(
     weights = bootstrap_weights(
         len(scores), groups=list(clusters.values()), resamples=resamples, seed=seed
     )
-    samples, drawn = {}, {}
+    samples, drawn, counted = {}, {}, {}
     for name in sizes:
         own = {row: score for row, score in scores.items() if named[row] == name}
         places = [place for place, row in enumerate(scores) if row in own]
@@ -72,6 +72,7 @@ def summarize_subgroups(
             sample_scores(task, own, weights=weights[:, places], folds=folds)
         )
         drawn[name] = len({clusters[row] for row in own})
+        counted[name] = count_groups(list(own.values()), [clusters[row] for row in own])
     reference = max(sizes, key=lambda name: sizes[name])
     groups: dict[str, Any] = {}
     for name in sorted(sizes):
@@ -85,6 +86,7 @@ def summarize_subgroups(
                 cases=sizes[name],
                 counts=count_cases(own_rows),
                 groups=drawn[name],
+                group_counts=counted[name],
             ),
         }
         if name != reference:
@@ -94,7 +96,10 @@ def summarize_subgroups(
                 if score in samples[reference]
             }
             groups[name]["differences"] = intervals(
-                differences, cases=sizes[name], groups=min(drawn[name], drawn[reference])
+                differences,
+                cases=sizes[name],
+                groups=min(drawn[name], drawn[reference]),
+                group_counts=fewer_of(counted[name], counted[reference]),
             )
     return {"reference": reference, "groups": groups}
 

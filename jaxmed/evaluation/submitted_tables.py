@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,9 @@ def read_boxes(path: Path, truth: FileSource) -> Read:
     strange: dict[str, None] = {}
     for number, entry in enumerate(content):
         where = f"{path} entry {number}"
+        for key in ("image_id", "category_id"):
+            if not isinstance(entry.get(key), Hashable):
+                raise UserError(f"{where}: {key} is {entry[key]!r}; expected a number or a name")
         name = entry.get("file_name", files.get(entry.get("image_id")))
         row = None if name is None else names.find(str(name))
         if row is None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, Real
+from scipy.special import erf
 
 from jaxmed.metrics import chunks, divide
 from jaxmed.metrics.selection import area_under_risk
@@ -25,7 +26,7 @@ def summarize_classification(
     labels: Integer[np.ndarray, " cases"] | Integer[np.ndarray, "cases classes"],
     probabilities: Float[np.ndarray, "cases classes"],
     *,
-    weights: Float[np.ndarray, "resamples cases"],
+    weights: Real[np.ndarray, "resamples cases"],
     class_names: Sequence[str],
     threshold: float | np.ndarray | None = None,
 ) -> dict[str, Float[np.ndarray, " resamples"]]:
@@ -46,7 +47,8 @@ def summarize_classification(
 
     Returns:
         accuracy, balanced_accuracy, recall, precision, f1, auroc, average_precision, ece, of
-        exclusive classes brier and aurc (of the likeliest class), and the scores per class.
+        exclusive classes brier and aurc (of the likeliest class), and the scores per class. `ece`
+        is without what chance adds, see `expected_calibration_error`.
     """
     multilabel = labels.ndim == 2
     if not multilabel and (labels < 0).any():
@@ -72,7 +74,12 @@ def summarize_classification(
             overall["brier"] = divide(rows @ squares, rows.sum(axis=1))
             mistaken = probabilities.argmax(axis=1) != labels
             overall["aurc"] = area_under_risk(probabilities.max(axis=1), mistaken, weights=rows)
-        if not multilabel and classes > 2:
+        if multilabel or classes == 2:
+            chosen = known.any(axis=0) if multilabel else np.arange(2) == 1
+            overall["ece"] = expected_calibration_error(
+                truth[:, chosen], probabilities[:, chosen], rows, known=known[:, chosen]
+            )
+        else:
             correct = probabilities.argmax(axis=1) == labels
             overall["ece"] = expected_calibration_error(correct, probabilities.max(1), rows)
         for name in PER_CLASS:
@@ -109,7 +116,7 @@ def _class_scores(
     truth: Bool[np.ndarray, " cases"],
     predicted: Bool[np.ndarray, " cases"],
     scores: Float[np.ndarray, " cases"],
-    weights: Float[np.ndarray, "resamples cases"],
+    weights: Real[np.ndarray, "resamples cases"],
 ) -> dict[str, np.ndarray]:
     """Scores of one class against the rest; `specificity` is for the balanced accuracy."""
     true_positives, positives = weights @ (truth & predicted), weights @ truth
@@ -126,7 +133,6 @@ def _class_scores(
         "f1": f1,
         "auroc": auroc,
         "average_precision": average_precision,
-        "ece": expected_calibration_error(truth, scores, weights),
     }
 
 
@@ -140,7 +146,7 @@ def _combine(
     last = np.arange(classes) == classes - 1
     overall = {}
     for name, values in scores.items():
-        among = known if name in ("accuracy", "ece") else truth
+        among = known if name == "accuracy" else truth
         chosen = last if binary else among.any(axis=0)
         overall[name] = divide(values[:, chosen].sum(axis=1), chosen.sum())
     recall, specificity = overall["recall"], overall.pop("specificity")
@@ -152,7 +158,7 @@ def _combine(
 def ranking_scores(
     truth: Bool[np.ndarray, " cases"],
     scores: Float[np.ndarray, " cases"],
-    weights: Float[np.ndarray, "resamples cases"],
+    weights: Real[np.ndarray, "resamples cases"],
 ) -> tuple[Float[np.ndarray, " resamples"], Float[np.ndarray, " resamples"]]:
     """Area under the ROC curve (trapezoids) and average precision (steps) of one class.
 
@@ -188,19 +194,82 @@ def _running_totals(weights: np.ndarray) -> np.ndarray:
 
 
 def expected_calibration_error(
-    truth: Bool[np.ndarray, " cases"],
-    confidences: Float[np.ndarray, " cases"],
-    weights: Float[np.ndarray, "resamples cases"],
+    truth: Bool[np.ndarray, "cases ..."],
+    confidences: Float[np.ndarray, "cases ..."],
+    weights: Real[np.ndarray, "resamples cases"],
     *,
+    known: Bool[np.ndarray, "cases classes"] | None = None,
     bins: int = BINS,
 ) -> Float[np.ndarray, " resamples"]:
-    """Mean gap between confidence and frequency in bins of equal width.
+    """Mean gap between confidence and frequency in bins of equal width, less what chance adds.
 
     Of one class, `truth` is whether it holds and `confidences` its probability; of several
     exclusive ones, `truth` is whether the most probable class was right (Guo et al., On
-    Calibration of Modern Neural Networks, ICML 2017, equation 3). Bins are closed above.
+    Calibration of Modern Neural Networks, ICML 2017, equation 3). Bins are closed above. Of several
+    columns it is the mean over the classes.
+
+    In n cases the gaps of even a perfectly calibrated network are not 0, so that their plain sum
+    is too large, by more the fewer the cases are, and that of a resample, in which chance comes in
+    twice, larger still. So the gaps are shrunk by the one factor with which chance would make them
+    as large, all in all, as they are:
+
+    - Of the set itself, under equal weights, by expectation: the sum of
+      E|factor * gap + spread * normal| over the bins is that of the |gap|.
+    - Of a resample, whose gaps are the set's and a deviation, so that the sum of
+      |factor * gap + deviation| is. Percentiles of that over resamples are the ends of the
+      interval of test inversion (Carpenter, Test Inversion Bootstrap Confidence Intervals, Journal
+      of the Royal Statistical Society B 61, 1999) in the family of shrunken and stretched gaps.
+
+    It is 0 where chance alone would do, and somewhat too small where small gaps lie in all bins.
+
+    Args:
+        truth: of each case, or of each class.
+        confidences: likewise.
+        weights: one row a resample.
+        known: of several classes, where the truth is known; everywhere by default.
+        bins: of equal width.
     """
-    place = np.ceil(confidences * bins).astype(int) - 1
-    members = place.clip(0, bins - 1)[:, None] == np.arange(bins)
-    gaps = weights @ (members * (confidences - truth)[:, None])
-    return divide(np.abs(gaps).sum(axis=1), weights.sum(axis=1))
+    columns = [np.asarray(x).reshape(len(x), -1) for x in (truth, confidences)]
+    known = np.ones(columns[0].shape, bool) if known is None else known
+    ones = np.ones((1, len(known)))
+    gaps, own, spreads = [], [], []
+    for hit, confidence, among in zip(columns[0].T, columns[1].T, known.T, strict=True):
+        place = np.ceil(confidence * bins).astype(int) - 1
+        members = place.clip(0, bins - 1)[:, None] == np.arange(bins)
+        residuals = members * (among * (confidence - hit))[:, None]
+        gaps.append(divide(weights @ residuals, (weights @ among.astype(float))[:, None]))
+        own.append(divide(ones @ residuals, among.sum())[0])
+        noise = (residuals**2).sum(axis=0) - residuals.sum(axis=0) ** 2 / max(1, among.sum())
+        spreads.append(divide(np.sqrt(np.maximum(noise, 0)), among.sum()))
+    shrunk = _shrink(np.concatenate(own), np.concatenate(gaps, 1), np.concatenate(spreads))
+    return shrunk / len(known.T)
+
+
+def _shrink(
+    own: Float[np.ndarray, " bins"],
+    gaps: Float[np.ndarray, "resamples bins"],
+    spreads: Float[np.ndarray, " bins"],
+) -> Float[np.ndarray, " resamples"]:
+    """Sum of the set's gaps without what chance adds, see `expected_calibration_error`."""
+    total, deviations = np.abs(own).sum(), gaps - own
+    is_set = np.abs(deviations).max(axis=1) < 1e-12  # the same sums in another order
+    ratio = divide(np.abs(own), np.sqrt(2) * spreads, otherwise=np.inf)
+
+    def expected(factor: Float[np.ndarray, " resamples"]) -> np.ndarray:
+        """The sum that each factor would give; of the set itself of folded normal variables."""
+        sums = np.abs(factor[:, None] * own + deviations).sum(axis=1)
+        if is_set.any():
+            t = factor[is_set, None] * np.where(spreads > 0, ratio, 0)
+            noise = spreads * np.sqrt(2) * np.exp(-(t**2)) / np.sqrt(np.pi)
+            grown = factor[is_set, None] * np.abs(own) * np.where(spreads > 0, erf(t), 1)
+            sums[is_set] = (noise + grown).sum(axis=1)
+        return sums
+
+    # The sums are convex, below the total at 0 where there is anything to find, above it at 2.
+    low, high = np.zeros(len(gaps)), np.full(len(gaps), 2.0)
+    for _ in range(30):
+        middle = (low + high) / 2
+        below = expected(middle) < total
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    found = np.where(expected(np.zeros(len(gaps))) < total, low * total, 0.0)
+    return np.where(np.isfinite(gaps).all(axis=1), found, np.nan)

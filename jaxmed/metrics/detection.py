@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, Real
 
-from jaxmed.metrics import chunks, divide, mean_defined
+from jaxmed.metrics import chunks, divide, mean_defined, weighted_sums
 
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 FROC_RATES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
@@ -99,7 +99,7 @@ def _match(
 def summarize_detection(
     rows: Sequence[Row],
     *,
-    weights: Float[np.ndarray, "resamples images"],
+    weights: Real[np.ndarray, "resamples images"],
     class_names: Sequence[str],
     iou_thresholds: Sequence[float] = COCO_THRESHOLDS,
     froc_iou: float = 0.5,
@@ -129,7 +129,7 @@ def summarize_detection(
         mine = np.flatnonzero(pooled["label"] == c)
         mine = mine[np.argsort(-pooled["score"][mine], kind="stable")]
         matched = pooled["matched"][:, mine]
-        objects = weights @ truths[:, c].astype(np.float64)
+        objects = weighted_sums(weights, truths[:, c])
         precisions = average_precisions(matched, image[mine], objects, weights=weights)
         scores = _named_precisions(precisions, thresholds)
         at = int(np.abs(thresholds - froc_iou).argmin())
@@ -163,7 +163,7 @@ def average_precisions(
     image: Integer[np.ndarray, " detections"],
     objects: Float[np.ndarray, " resamples"],
     *,
-    weights: Float[np.ndarray, "resamples images"],
+    weights: Real[np.ndarray, "resamples images"],
 ) -> Float[np.ndarray, "resamples thresholds"]:
     """COCO's 101-point average precision of one class at each IoU threshold.
 
@@ -194,7 +194,7 @@ def average_precisions(
 
 
 def _mass(
-    weights: Float[np.ndarray, "resamples images"], image: Integer[np.ndarray, " detections"]
+    weights: Real[np.ndarray, "resamples images"], image: Integer[np.ndarray, " detections"]
 ) -> Float[np.ndarray, "detections resamples"]:
     """The weight of each detection; resamples last, so that totals run along whole rows.
 
@@ -231,7 +231,7 @@ def froc(
     image: Integer[np.ndarray, " detections"],
     objects: Float[np.ndarray, " resamples"],
     *,
-    weights: Float[np.ndarray, "resamples images"],
+    weights: Real[np.ndarray, "resamples images"],
     rates: Sequence[float] = FROC_RATES,
 ) -> Float[np.ndarray, " resamples"]:
     """Mean sensitivity at given numbers of false positives an image, of one class.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Real, Shaped
 
 from jaxmed.metrics import chunks, divide
 
@@ -12,7 +12,7 @@ def risk_coverage(
     confidence: Float[np.ndarray, " cases"],
     loss: Shaped[np.ndarray, " cases"],
     *,
-    weights: Float[np.ndarray, "resamples cases"],
+    weights: Real[np.ndarray, "resamples cases"],
 ) -> tuple[Float[np.ndarray, "resamples cases"], Float[np.ndarray, "resamples cases"]]:
     """Mean loss of the surest cases, for every share of cases that is decided.
 
@@ -39,7 +39,7 @@ def area_under_risk(
     confidence: Float[np.ndarray, " cases"],
     loss: Shaped[np.ndarray, " cases"],
     *,
-    weights: Float[np.ndarray, "resamples cases"],
+    weights: Real[np.ndarray, "resamples cases"],
 ) -> Float[np.ndarray, " resamples"]:
     """AURC: the mean of the risks of `risk_coverage`, the lower the better.
 

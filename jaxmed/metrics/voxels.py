@@ -48,7 +48,11 @@ def sample_voxels(
 def score_voxels(
     probabilities: Float[np.ndarray, "voxels classes"], labels: Int[np.ndarray, " voxels"]
 ) -> dict[str, float]:
-    """`voxel_ece`, of the likeliest class, and `voxel_brier` of one case; NaN without voxels."""
+    """`voxel_ece`, of the likeliest class, and `voxel_brier` of one case; NaN without voxels.
+
+    Of the error what chance adds among so many voxels is taken off, as if they were independent; in
+    a mean over cases that are all calibrated some of it remains, since no error is below 0.
+    """
     if not len(labels):
         return {"voxel_ece": np.nan, "voxel_brier": np.nan}
     right = probabilities.argmax(axis=1) == labels

@@ -141,6 +141,8 @@ def test_boxes_are_drawn_and_counted_from_the_chosen_score_on(tmp_path, capsys):
     run = train(tmp_path, "detection", "voc", **{"training.steps": 30})
     kept = json.loads((run / DECISIONS_FILE).read_text())
     assert 0 < kept["score_threshold"] < 1
+    told = json.loads((run / "evaluation/val/summary.json").read_text())
+    assert told["scoring"] == {"score_threshold": kept["score_threshold"]}
     capsys.readouterr()
     image = next((tmp_path / "data").rglob("*.png"))
     predict_run(run, [str(image)], output=tmp_path / "out")
@@ -153,6 +155,7 @@ def test_boxes_are_drawn_and_counted_from_the_chosen_score_on(tmp_path, capsys):
     config = config_of_run(read_run(run))
     config.evaluation.score_threshold = 0.99
     summary = evaluate_run(run, part="test", config=config)
+    assert summary["scoring"] == {"score_threshold": 0.99}
     # One that was given stands, and what was chosen stays as it was.
     assert summary["decisions"]["metrics"]["false_positives_an_image"]["value"] == 0
     assert json.loads((run / DECISIONS_FILE).read_text()) == kept

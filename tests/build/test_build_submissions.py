@@ -193,6 +193,7 @@ def test_boxes_are_scored_as_their_arrays_are(boxes, by_name):
         ]
         (folder / "predicted/detections.json").write_text(json.dumps(told))
     summary = score(folder)
+    assert summary["scoring"] == {"score_threshold": 0.3}
     expected = expected_boxes(content, results)
     for name, value in values(summary).items():
         assert value == pytest.approx(expected[name][0], abs=1e-6), name
@@ -212,6 +213,18 @@ def test_boxes_of_unknown_classes_and_no_boxes_are_told(boxes):
     path.write_text("{}")
     with pytest.raises(UserError, match="expected COCO results"):
         score(folder)
+    for key in ("image_id", "category_id"):
+        path.write_text(json.dumps([{**results[0], key: [1]}]))
+        with pytest.raises(UserError, match=rf"entry 0: {key} is \[1\]"):
+            score(folder)
+
+
+def test_nothing_found_anywhere_is_a_result(boxes):
+    folder, _, _ = boxes
+    (folder / "predicted/detections.json").write_text("[]")
+    summary = score(folder)
+    assert values(summary)["ap50"] == values(summary)["froc"] == 0
+    assert "10 of 10 cases have no prediction" in " ".join(summary["notes"])
 
 
 def write_probabilities(path, rows, columns=("file", "prediction", "cat", "dog")):
@@ -270,3 +283,26 @@ def test_two_programs_are_compared_by_what_their_scores_left(masks):
         compare_evaluations([str(masks / "first")])
     with pytest.raises(UserError, match="holds no evaluation/val/summary.json"):
         compare_evaluations([str(masks / "first"), str(masks)])
+
+
+def test_distances_forgiven_differently_are_not_compared(masks):
+    for tolerance, name in ((1.0, "first"), (3.0, "second")):
+        summary = score(masks, nsd_tolerance=tolerance)
+        assert summary["scoring"] == {"nsd_tolerance": tolerance}
+        (masks / "scores").rename(masks / name)
+    found = compare_evaluations([str(masks / "first"), str(masks / "second")], resamples=50)
+    assert not [s for s in found["runs"]["second"]["metrics"] if s.startswith("nsd")]
+    assert "dice" in found["runs"]["second"]["differences"]
+    assert "nsd is left out" in found["notes"][-1] and "first 1, second 3" in found["notes"][-1]
+
+
+def test_an_evaluation_of_an_earlier_version_is_told(masks):
+    score(masks)
+    path = masks / "scores/summary.json"
+    old = json.loads(path.read_text())
+    del old["scoring"]
+    (masks / "scores").rename(masks / "old")
+    (masks / "old/summary.json").write_text(json.dumps(old))
+    score(masks)
+    with pytest.raises(UserError, match="old/summary.json: is of an earlier version"):
+        compare_evaluations([str(masks / "old"), str(masks / "scores")])

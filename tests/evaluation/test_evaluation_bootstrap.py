@@ -6,9 +6,15 @@ import pytest
 from scipy.stats import norm, t
 
 from jaxmed.evaluation.bootstrap import bootstrap_weights, intervals, two_sided_p
-from jaxmed.metrics import count_cases, mean_scores
-from jaxmed.metrics.classification import ranking_scores
+from jaxmed.evaluation.evaluate import summarize_cases
+from jaxmed.metrics import count_cases, mean_scores, weighted_sums
+from jaxmed.metrics.classification import (
+    expected_calibration_error,
+    ranking_scores,
+    summarize_classification,
+)
 from jaxmed.metrics.detection import summarize_detection
+from jaxmed.tasks.segmentation import Segmentation
 
 
 def test_first_row_is_the_set_and_every_resample_has_its_size():
@@ -87,17 +93,44 @@ def test_failures_that_a_small_set_never_saw_are_beyond_any_interval():
     assert 0.7 < few < 0.9 <= many
 
 
-def coverage(draw, summarize, groups):
-    """How often intervals of 400 sets hold the truth."""
+def draw_calibrated(rng, groups):
+    """A network that means what it says, and its calibration error."""
+    said = to_probability(rng.normal(0, 2, groups))
+    return (rng.random(groups) < said, said), 0
+
+
+def draw_overconfident(rng, groups):
+    """Logits twice too large; the error of 2 million cases."""
+    logits = rng.normal(0, 2, groups)
+    return (rng.random(groups) < to_probability(logits), to_probability(2 * logits)), 0.093
+
+
+def to_probability(logits):
+    return 1 / (1 + np.exp(-logits))
+
+
+def calibration_samples(cases, weights):
+    return expected_calibration_error(*cases, weights)
+
+
+@pytest.mark.parametrize("groups", [30, 200])
+@pytest.mark.parametrize("draw", [draw_calibrated, draw_overconfident])
+def test_intervals_of_calibration_errors_cover(draw, groups):
+    """The plain error is too large in small sets, twice so in resamples: those cover 0 to 40 %."""
+    assert coverage(draw, calibration_samples, groups, sets=150, resamples=300) >= 0.88
+
+
+def coverage(draw, summarize, groups, *, sets=400, resamples=1000):
+    """How often intervals of many sets hold the truth."""
     rng = np.random.default_rng(0)
-    weights = bootstrap_weights(groups, resamples=1000, seed=0).astype(float)
+    weights = bootstrap_weights(groups, resamples=resamples, seed=0).astype(float)
     hits = []
-    for _ in range(400):
+    for _ in range(sets):
         cases, truth = draw(rng, groups)
         interval = intervals({"x": summarize(cases, weights)}, cases=groups)["x"]
         if interval["low"] is not None:  # where all resamples agree nothing is claimed
             hits.append(interval["low"] <= truth <= interval["high"])
-    assert len(hits) > 390
+    assert len(hits) > 0.97 * sets
     return np.mean(hits)
 
 
@@ -110,6 +143,7 @@ def test_intervals_of_clustered_cases_cover_where_patients_are_drawn(groups):
         "patients": bootstrap_weights(groups * each, groups=names, resamples=1000, seed=0),
         "cases": bootstrap_weights(groups * each, resamples=1000, seed=0),
     }
+    weights = {key: drawn.astype(float) for key, drawn in weights.items()}
     for _ in range(300):
         values = 0.8 + np.repeat(rng.normal(0, 0.08, groups), each)
         values += rng.normal(0, 0.05, groups * each)
@@ -171,7 +205,7 @@ def test_equal_systems_are_told_apart_as_rarely_as_the_test_says(groups):
 
 
 def test_ten_thousand_resamples_stay_small():
-    """Arrays of resamples by detections are never held whole."""
+    """Weights are single bytes; arrays of resamples by cases or detections are never held whole."""
     rng = np.random.default_rng(0)
     rows = [
         {
@@ -182,12 +216,61 @@ def test_ten_thousand_resamples_stay_small():
         }
         for _ in range(200)
     ]
-    weights = bootstrap_weights(200, resamples=10_000, seed=0)
     tracemalloc.start()
+    weights = bootstrap_weights(200, resamples=10_000, seed=0)
     summarize_detection(rows, weights=weights, class_names=["a"])
     _, most = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
     assert most < 200e6  # 10,000 x 6,000 numbers would be 480 MB
+    tracemalloc.reset_peak()
+    groups = np.repeat(np.arange(750), 2).tolist()
+    weights = bootstrap_weights(1500, groups=groups, resamples=10_000, seed=0)
+    means = mean_scores([{"x": x} for x in rng.random(1500)], weights=weights)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert means["x"].std() > 0
+    assert most < 110e6  # 15 MB of bytes; 10,000 x 1,500 float64 would be 120 MB
+
+
+def test_counts_are_those_of_a_multinomial_draw():
+    weights = bootstrap_weights(50, resamples=4000, seed=0)[1:].astype(float)
+    # Each of 50 cases is drawn a binomial number of times: 50 draws at 1/50.
+    assert weights.mean() == 1
+    assert weights.var() == pytest.approx(0.98, abs=0.01)
+    assert (weights == 0).mean() == pytest.approx(0.98**50, abs=0.005)
+    assert np.corrcoef(weights[:, 0], weights[:, 1])[0, 1] == pytest.approx(-1 / 49, abs=0.05)
+
+
+def test_sums_over_cases_do_not_overflow():
+    weights = bootstrap_weights(700, resamples=20, seed=0)
+    flags = np.arange(700) % 2 == 0
+    wide = weights.astype(float)
+    np.testing.assert_array_equal(weighted_sums(weights, flags), wide @ flags)
+    means = mean_scores([{"x": float(flag)} for flag in flags], weights=weights)["x"]
+    np.testing.assert_allclose(means, wide @ flags / 700)
+    labels, p = flags.astype(int), np.full((700, 2), 0.5)
+    scores = [
+        summarize_classification(labels, p, weights=w, class_names="ab") for w in (weights, wide)
+    ]
+    for name, values in scores[0].items():
+        np.testing.assert_allclose(values, scores[1][name])
+
+
+def test_intervals_of_a_rare_structure_are_of_the_cases_that_have_it():
+    rng = np.random.default_rng(0)
+    task, truth, hits = Segmentation(["background", "x"]), 8 / 9.5, []
+    for _ in range(150):
+        found = [{"dice/x": v} for v in rng.beta(8, 1.5, 5)]
+        rows = dict(enumerate(found + [{"dice/x": np.nan}] * 45))
+        entry = summarize_cases(task, rows, resamples=300)["dice/x"]
+        hits.append(entry["low"] <= truth <= entry["high"])
+    assert np.mean(hits) >= 0.92
+    few = summarize_cases(task, dict(enumerate(found)), resamples=4000)["dice/x"]
+    many = summarize_cases(task, rows, resamples=4000)["dice/x"]
+    assert many["n"] == 5
+    assert many["high"] - many["low"] > 0.9 * (few["high"] - few["low"])
+    # Of one patient nothing can be told, however many there are without the structure.
+    patients = ["p"] * 5 + [f"q{i}" for i in range(45)]
+    assert summarize_cases(task, rows, patients=patients, resamples=50)["dice/x"]["no_spread"]
 
 
 def test_undefined_is_none_counted_and_valid_json():

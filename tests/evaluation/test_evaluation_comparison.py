@@ -11,6 +11,7 @@ from jaxmed.evaluation.case_rows import (
     number_groups,
     save_rows,
     scored_cases,
+    scoring_of,
 )
 from jaxmed.evaluation.comparison import compare_runs
 from jaxmed.evaluation.evaluate import summarize_cases
@@ -199,3 +200,80 @@ def test_folds_are_summarised_one_by_one():
     bare = dataclasses.replace(cases, folds=(-1,) * 40)
     alone = compare_runs({"a": bare, "b": bare}, scorer, resamples=50)["runs"]["a"]["metrics"]
     assert alone["auroc"]["value"] != found["auroc"]["value"]
+
+
+def test_runs_are_summarised_in_one_way():
+    rows = rows_of("classification", 40)
+    apart = scored(rows, folds=tuple(i % 4 // 2 for i in range(40)))
+    whole, scorer = scored(rows), make_scorer(info_of("classification"))
+    found = compare_runs({"folds": apart, "whole": whole}, scorer, resamples=50)
+    for name in ("folds", "whole"):
+        scores = found["runs"][name]["metrics"]
+        assert {"accuracy", "brier", "recall", "ece"} <= scores.keys()
+        assert not [s for s in scores if s.startswith(("auroc", "average_precision", "aurc"))]
+    # The very same predictions, so that there is no difference.
+    for entry in found["runs"]["whole"]["differences"].values():
+        assert entry["value"] == 0 and entry["p"] == 1
+    assert "same folds" in found["notes"][0]
+    with pytest.raises(UserError, match="best needs auroc"):
+        compare_runs({"folds": apart, "whole": whole}, scorer, against="best", resamples=50)
+    # Folds by other numbers are the same ones.
+    other = scored(rows, folds=tuple(5 - i % 4 // 2 for i in range(40)))
+    found = compare_runs({"a": apart, "b": other}, scorer, resamples=50)
+    assert found["notes"] == [] and found["runs"]["b"]["differences"]["auroc"]["value"] == 0
+    boxes = rows_of("detection", 20)
+    pair = {"a": scored(boxes, folds=(0, 1) * 10), "b": scored(boxes)}
+    with pytest.raises(UserError, match="no score is left"):
+        compare_runs(pair, make_scorer(info_of("detection")), resamples=50)
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_patients_are_those_of_the_runs_that_know_them(order):
+    rows, patients = dice_rows(np.random.default_rng(0).random(24)), [i // 4 for i in range(24)]
+    scorer = make_scorer(info_of("segmentation"))
+    runs = {"a": scored(rows), "b": scored(rows, groups=patients)}
+    found = compare_runs({name: runs[name] for name in order}, scorer, resamples=50)
+    assert found["groups"] == 6
+    renamed = scored(rows, groups=[9 - p for p in patients])
+    found = compare_runs({**runs, "c": renamed}, scorer, resamples=50)
+    assert found["groups"] == 6
+    for wrong in ([i // 8 for i in range(24)], [i // 2 for i in range(24)]):
+        with pytest.raises(UserError, match="b and c do not agree on whether case"):
+            compare_runs({**runs, "c": scored(rows, groups=wrong)}, scorer, resamples=50)
+
+
+def test_boxes_won_are_those_from_each_runs_own_threshold():
+    def row(score, hit):
+        return {
+            "score": np.array([score]),
+            "label": np.array([0]),
+            "matched": np.full((10, 1), hit),
+            "truths": np.array([1, 0]),
+        }
+
+    info = info_of("detection")
+    runs = {"misses": scored([row(0.5, False)] * 10), "hits": scored([row(0.2, True)] * 10)}
+    scorers = {"misses": make_scorer(info), "hits": make_scorer(info, score_threshold=0.1)}
+    plain = compare_runs(runs, make_scorer(info), resamples=50)["runs"]["hits"]
+    assert (plain["win"], plain["tie"]) == (0, 10)
+    own = compare_runs(runs, make_scorer(info), scorers=scorers, resamples=50)["runs"]["hits"]
+    assert (own["win"], own["tie"]) == (10, 0)
+    assert scoring_of(scorers["hits"]) == {"score_threshold": 0.1}
+
+
+def test_a_rare_structure_is_compared_by_the_cases_that_have_it():
+    rng = np.random.default_rng(0)
+    few = rng.random((2, 5))
+    pairs = [
+        {
+            name: scored(dice_rows(np.concatenate([v, np.full(extra, np.nan)])))
+            for name, v in zip("ab", few, strict=True)
+        }
+        for extra in (0, 55)
+    ]
+    small, large = (
+        compare_runs(pair, make_scorer(info_of("segmentation")), resamples=4000)["runs"]["b"]
+        for pair in pairs
+    )
+    width = [e["high"] - e["low"] for e in (r["differences"]["dice"] for r in (small, large))]
+    assert width[1] > 0.85 * width[0]

@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from jaxmed.evaluation.curves import GRID, draw_curves, limits_of_agreement, roc_band
+from jaxmed.evaluation.calibration_curves import draw_risk
+from jaxmed.evaluation.curves import GRID, draw_curves, roc_band
 from jaxmed.evaluation.evaluate import summarize_cases
+from jaxmed.evaluation.size_agreement import limits_of_agreement
 from jaxmed.evaluation.subgroups import summarize_subgroups
 from jaxmed.evaluation.support import find_limits, summarize_prevalence
 from jaxmed.tasks.classification import Classification
@@ -60,6 +63,14 @@ def test_objects_and_structures_count_as_positives():
     rows = [{"true_size/b": 5.0 * (i < 4)} for i in range(50)]
     told = find_limits(info_of("segmentation"), rows, {}, groups=50)
     assert "cases of b (4)" in told[0]
+
+
+def test_a_distance_is_no_share_however_short():
+    entry = {"value": 0.5, "low": 0.3, "high": 0.9, "n": 50}
+    rows = [{"true_size/b": 5.0}] * 50
+    found = {"hd95": entry, "dice": entry}
+    told = find_limits(info_of("segmentation"), rows, found, groups=50)
+    assert told == ["intervals wider than 0.2 of dice: too few cases to tell"]
 
 
 def test_subgroups_have_the_scores_of_their_cases_alone():
@@ -137,6 +148,51 @@ def test_band_holds_the_curve_and_narrows_with_cases():
     curve = norm.cdf(norm.ppf(GRID) + 1.2)
     assert ((low <= curve + 0.02) & (curve - 0.02 <= high)).mean() > 0.9
     assert width[1] < 0.4 * width[0]
+
+
+def test_bands_are_wider_where_patients_have_several_cases():
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(10), 12)
+    truth = rng.random(120) < 0.5
+    score = rng.normal(size=120) + 1.2 * truth + 2 * truth * rng.normal(size=10)[patients]
+    width = []
+    for groups in (None, patients.tolist()):
+        low, high = roc_band(truth, score, groups=groups, resamples=200)
+        width.append((high - low)[10:60].mean())
+    assert width[1] > 1.5 * width[0]
+    spans = []
+    for groups in (None, patients.tolist()):
+        axis = Figure().subplots()
+        draw_risk(axis, score, np.repeat(rng.random(10), 12), name="loss", groups=groups)
+        band = axis.collections[0].get_paths()[0].vertices[:, 1]
+        spans.append(np.ptp(band[-60:]))
+        Figure.clear(axis.figure)
+    assert spans[1] > spans[0]
+
+
+@pytest.mark.parametrize("task", ["classification", "detection", "segmentation"])
+def test_names_of_classes_are_no_formulas(tmp_path, task):
+    names = ("$a^$", "US$ b $_{$", "c")
+    info = info_of(task, names)
+    rng = np.random.default_rng(0)
+    row = {
+        "classification": lambda i: {"label": i % 3, "probabilities": rng.dirichlet([1, 1, 1])},
+        "detection": lambda i: {
+            "score": rng.random(3),
+            "label": np.arange(3),
+            "matched": rng.random((10, 3)) < 0.5,
+            "truths": np.ones(3, int),
+        },
+        "segmentation": lambda i: {
+            "dice": 0.5,
+            f"dice/{names[1]}": rng.random(),
+            f"size/{names[1]}": 5 + rng.random(),
+            f"true_size/{names[1]}": 5.0,
+        },
+    }[task]
+    for patients in (None, ["p"] * 12, [f"p{i // 3}" for i in range(12)]):
+        found = draw_curves(info, {i: row(i) for i in range(12)}, tmp_path, patients=patients)
+        assert all(figure["picture"].is_file() for figure in found)
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

@@ -83,6 +83,8 @@ def test_weights_equal_repeated_cases(kind):
         labels[rows], probabilities[rows], weights=np.ones((1, len(rows))), class_names=names
     )
     for name in whole:
+        if name == "ece":
+            continue  # a case drawn twice tells no more of chance than once: see its own tests
         assert whole[name][3] == pytest.approx(repeated[name][0], abs=1e-6), name
 
 
@@ -141,22 +143,72 @@ def test_unknown_labels_are_left_out(kind):
         np.testing.assert_allclose(plain[name], more[name], atol=1e-9)
 
 
+def plain_gaps(truth, confidences, weights):
+    """Guo's gaps in 15 bins, as shares of all cases; the sum of their sizes is the plain error."""
+    inside = (confidences[:, None] > np.arange(15) / 15) & (
+        confidences[:, None] <= np.arange(1, 16) / 15
+    )
+    return weights @ (inside * (confidences - truth)[:, None]) / weights.sum()
+
+
 def test_calibration_error_by_hand():
-    # Bin (.6, .667]: two cases at .65, one right: gap .15. Bin (.933, 1]: 1., right: no gap.
-    truth = np.array([True, False, True])
-    ece = cl.expected_calibration_error(truth, np.array([0.65, 0.65, 1.0]), np.ones((1, 3)))
-    np.testing.assert_allclose(ece, [2 * 0.15 / 3])
-    labels = np.array([1, 0, 1])
-    probabilities = np.array([[0.35, 0.65], [0.35, 0.65], [0.0, 1.0]])
-    summary = cl.summarize_classification(
-        labels, probabilities, weights=np.ones((1, 3)), class_names=["a", "b"]
+    # Nothing varies: all cases are .35 too low.
+    ece = cl.expected_calibration_error(np.ones(3, bool), np.full(3, 0.65), np.ones((2, 3)))
+    np.testing.assert_allclose(ece, 0.35)
+    # Right as often as said, but for what a set of three can be: no error is shown.
+    truth, said = np.array([True, False, True]), np.array([0.65, 0.65, 1.0])
+    assert cl.expected_calibration_error(truth, said, np.ones((1, 3))) == 0
+    # Of two classes of the last one, of more of the likeliest, of several labels the mean.
+    rng = np.random.default_rng(0)
+    labels, ones = rng.integers(0, 2, 400), np.ones((1, 400))
+    p = rng.dirichlet([1, 1, 1], 400)
+    two = cl.summarize_classification(labels, p[:, :2], weights=ones, class_names="ab")["ece"]
+    assert two == cl.expected_calibration_error(labels == 1, p[:, 1], ones)
+    three = cl.summarize_classification(labels, p, weights=ones, class_names="abc")["ece"]
+    assert three == cl.expected_calibration_error(p.argmax(1) == labels, p.max(1), ones)
+    several = np.stack([labels, labels], 1)
+    both = cl.summarize_classification(
+        several, np.stack([p[:, 1]] * 2, 1), weights=ones, class_names="ab"
     )
-    np.testing.assert_allclose(summary["ece"], ece)
-    three = np.array([[0.7, 0.2, 0.1], [0.8, 0.1, 0.1]])
-    summary = cl.summarize_classification(
-        np.array([0, 1]), three, weights=np.ones((1, 2)), class_names=["a", "b", "c"]
-    )
-    np.testing.assert_allclose(summary["ece"], [(0.3 + 0.8) / 2])
+    np.testing.assert_allclose(both["ece"], two)
+
+
+def test_calibration_error_is_without_what_chance_adds():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, 20_000)
+    said, ones = 1 / (1 + np.exp(-logits)), np.ones(20_000)
+    for stretch in (1, 0.5):
+        really = 1 / (1 + np.exp(-stretch * logits))
+        error = np.abs(plain_gaps(really, said, ones)).sum()
+        truth = rng.random(20_000) < really
+        whole = cl.expected_calibration_error(truth, said, ones[None])[0]
+        assert whole == pytest.approx(error, abs=0.01)
+        sets = np.arange(20_000).reshape(-1, 200)
+        few = [cl.expected_calibration_error(truth[s], said[s], np.ones((1, 200))) for s in sets]
+        plain = [np.abs(plain_gaps(truth[s], said[s], np.ones(200))).sum() for s in sets]
+        assert abs(np.mean(few) - error) < 0.6 * (np.mean(plain) - error)
+
+
+def test_calibration_error_shrinks_the_gaps_by_one_factor():
+    rng = np.random.default_rng(1)
+    said = rng.random(150)
+    truth = rng.random(150) < said**2
+    weights = rng.multinomial(150, np.full(150, 1 / 150), 8).astype(float)
+    weights[0] = 1
+    found = cl.expected_calibration_error(truth, said, weights)
+    own = plain_gaps(truth, said, weights[0])
+    total = np.abs(own).sum()
+    for value, row in zip(found[1:], weights[1:], strict=True):
+        deviation = plain_gaps(truth, said, row) - own
+        sums = np.abs(value / total * own + deviation).sum()
+        assert np.isclose(sums, total) if value > 0 else np.abs(deviation).sum() >= total
+    # The set itself: in sets drawn about the shrunken gaps the plain error is on average as found.
+    residuals = said - truth
+    place = np.ceil(said * 15).astype(int) - 1
+    square = np.bincount(place, residuals**2, minlength=15) / 150 - own**2
+    drawn = found[0] / total * own + rng.normal(size=(20_000, 15)) * np.sqrt(square / 150)
+    assert 0 < found[0] < total
+    np.testing.assert_allclose(np.abs(drawn).sum(1).mean(), total, rtol=0.01)
 
 
 def test_single_class_and_single_case_raise_no_warning():

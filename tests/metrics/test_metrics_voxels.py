@@ -9,6 +9,7 @@ from jaxmed.evaluation.mask_decisions import (
     calibrate_masks_crosswise,
     score_calibrated,
 )
+from jaxmed.metrics.classification import expected_calibration_error
 from jaxmed.metrics.voxels import VOXELS, mask_confidence, sample_voxels, score_voxels
 from jaxmed.tasks.segmentation import Segmentation
 
@@ -64,7 +65,9 @@ def _named(row):
 def test_scores_by_hand():
     said = np.array([[0.1, 0.9], [0.1, 0.9], [0.3, 0.7], [0.3, 0.7]])
     found = score_voxels(said, np.array([1, 0, 1, 1]))
-    np.testing.assert_allclose(found["voxel_ece"], (0.8 + 0.6) / 4)
+    right = np.array([True, False, True, True])
+    ece = expected_calibration_error(right, said.max(1), np.ones((1, 4)))
+    assert 0 < found["voxel_ece"] == ece < (0.8 + 0.6) / 4  # less than the plain gaps: chance
     np.testing.assert_allclose(found["voxel_brier"], (0.01 + 0.81 + 2 * 0.09) / 4)
     np.testing.assert_allclose(mask_confidence(said.reshape(2, 2, 2)), 0.8)
     np.testing.assert_allclose(mask_confidence(np.array([[0.9, 0.1], [0.7, 0.3]])), 0.8)

@@ -57,7 +57,8 @@ SCORES = {
     ),
     "ece": Score(
         "calibration error (ECE)",
-        "expected: mean gap between the probability given and the share that came true; 0 is best",
+        "expected: mean gap between the probability given and the share that came true, less "
+        "what chance adds in so few cases; 0 is best",
         "Guo et al., ICML 2017",
     ),
     "ece_classwise": Score(
@@ -78,7 +79,7 @@ SCORES = {
     "voxel_ece": Score(
         "calibration error of voxels",
         "mean gap between the probability given to a voxel's class and the share that came true, "
-        "of voxels that may be foreground; the mean over cases; 0 is best",
+        "of voxels that may be foreground, less what chance adds; the mean over cases; 0 is best",
         "Guo et al., ICML 2017",
     ),
     "voxel_brier": Score(
