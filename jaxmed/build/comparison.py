@@ -18,6 +18,7 @@ from jaxmed.build.scored_set import print_table, score_cells
 from jaxmed.build.workdir import make_folder
 from jaxmed.evaluation.case_rows import ROWS_FILE, load_rows, make_scorer
 from jaxmed.evaluation.comparison import compare_runs, draw_forest
+from jaxmed.evaluation.report_parts.words import RANKED_BY
 from jaxmed.types import DatasetInfo, UserError, count_of
 
 SHOWN_SCORES = 3
@@ -75,6 +76,7 @@ def compare_evaluations(
     left = compared["runs"][compared["against"]]["metrics"]
     compared = {
         "main_score": task.main_score if task.main_score in left else next(iter(left)),
+        "ranked_by": RANKED_BY[info.task],
         "part": ", ".join(sorted({str(summary["part"]) for summary in summaries.values()})),
         "resamples": resamples,
         "test": "two-sided, paired, by bootstrap; p_holm corrected for the number of runs",
@@ -164,8 +166,8 @@ def _notes(
         notes.append(f"only the {count_of(shared, 'case')} that all have count (they have: {had})")
     if len({summary.get("data_sha256") for summary in summaries.values()}) > 1:
         notes.append(
-            "the runs were evaluated on different data, in which these cases have the same names "
-            "and truth"
+            "the runs were evaluated on different data, or on data that were read differently, in "
+            "which these cases have the same names and truth"
         )
     seen = [name for name, summary in summaries.items() if summary.get("also_in_training")]
     if seen:
@@ -215,7 +217,9 @@ def _print(compared: Mapping[str, Any]) -> None:
             table.add_row("", "cases", "", told, "")
     print_table(table)
     several = len(compared["runs"]) > 2
-    print("p: two-sided, paired, by bootstrap" + ("; corrected for the runs (Holm)" * several))
+    corrected = "corrected for the number of runs (Holm)" if several else "of one comparison"
+    print(f"p: two-sided, paired, by bootstrap; {corrected}, not for the number of scores")
+    print(f"won: cases whose own score is better: {compared['ranked_by']}")
     for seeds in compared["seeds"]:
         spread = seeds["spread"].get(main)
         if spread is not None:

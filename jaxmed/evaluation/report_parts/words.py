@@ -189,6 +189,8 @@ _KEYS = {
     "layer": "layer of the features",
     "farthest": "called so beyond a distance of",
     "usual": "share of the validation cases beyond it",
+    "scoring": "how scores were taken",
+    "nsd_tolerance": "distance that surface Dice forgives, in mm",
     "fixed_on": "fixed on",
     "rule": "rule of the operating point",
     "temperature": "temperature (1 changes nothing)",
