@@ -20,9 +20,10 @@ from jaxmed.build.study import PRUNERS, SAMPLERS, Study
 from jaxmed.build.sweep_output import write_sweep
 from jaxmed.build.sweep_space import Dimension, is_of_numbers, read_space
 from jaxmed.build.sweep_together import train_together
-from jaxmed.build.sweep_trials import failure, is_of_disk, train_one
+from jaxmed.build.sweep_trials import failure, train_one
 from jaxmed.build.workdir import FREE, make_folder
 from jaxmed.preprocessing.fingerprint import digest
+from jaxmed.training.faults import disk_fault
 from jaxmed.types import UserError
 
 SWEEP_FILE = "sweep.json"
@@ -180,8 +181,8 @@ def _work(
             return train_together(study, group, config, space, output, is_halving=is_halving)
         return train_one(study, numbers[0], config, space, output)
     except Exception as error:
-        if is_of_disk(error):
-            raise  # the trial goes on once that is mended
+        if isinstance(error, OSError) or disk_fault(error):
+            raise  # no fault of the trial, which goes on once that is mended
         message = failure(error)
         for number in study.running(group):
             study.fail(number, message or f"{type(error).__name__}: {error}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +14,12 @@ from jaxmed.build.config import update
 from jaxmed.build.runs import train_run
 from jaxmed.build.study import Study
 from jaxmed.build.sweep_space import Dimension, settings_of
+from jaxmed.training.faults import memory_fault
 from jaxmed.training.progress import TrainingDiverged
 from jaxmed.types import UserError
 
 MOST_RESUMES = 3
 """Times that a trial is taken up at the same step before it is given up."""
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""Errors of a disk that is full, gone or not to be written."""
 
 
 def train_one(
@@ -131,12 +129,6 @@ def count_resumes(study: Study, numbers: Sequence[int], workdir: Path) -> None:
         study.note(number, begun=begun)
 
 
-def is_of_disk(error: Exception) -> bool:
-    """Whether the disk refused, which is no fault of a trial."""
-    cause = error.__cause__
-    return isinstance(error, OSError) or (isinstance(cause, OSError) and cause.errno in DISK)
-
-
 def failure(error: Exception) -> str | None:
     """What went wrong with a trial, in a line; None of what is no fault of its settings."""
     said = " ".join(str(error).split())
@@ -144,6 +136,4 @@ def failure(error: Exception) -> str | None:
         return f"diverged: {said}"
     if isinstance(error, UserError):
         return said
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said:
-        return f"out of memory: {said[:300]}"
-    return None
+    return memory_fault(error)
