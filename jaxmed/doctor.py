@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -18,14 +19,13 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-import jaxmed
-from jaxmed.types import count_of
+import jaxmed  # nothing else of it, for what it needs may be what is missing
 
 Kind = Literal["ok", "note", "wrong"]
 Finding = tuple[Kind, str]
 
-IMPORTED = {"onednn-cpu-gomp", "importlib-resources"}
-"""Requirements that are no module, or only on some Pythons."""
+NO_MODULE = {"onednn-cpu-gomp"}
+"""A requirement that is a library, and no module of Python."""
 FEWEST_GIB = 4
 TOLERANCE = 2e-2
 """Of a convolution beside NumPy's, relative: products may be of bfloat16, as TPUs' are."""
@@ -39,7 +39,7 @@ def main() -> int:
         for kind, told in check():
             print(f"{kind:<6} {told}", flush=True)
             wrong += kind == "wrong"
-    print(f"wrong in {count_of(wrong, 'place')}" if wrong else "all is well")
+    print(f"wrong in {wrong} place{'s' * (wrong > 1)}" if wrong else "all is well")
     return int(wrong > 0)
 
 
@@ -55,7 +55,7 @@ def find_requirements() -> Iterator[Finding]:
             continue
         if version not in wanted:
             yield "wrong", f"{name} is {version}; jaxmed works with {wanted}"
-        elif name not in IMPORTED and (problem := _import_problem(name)):
+        elif name not in NO_MODULE and (problem := _import_problem(name)):
             yield "wrong", f"{name} {version} cannot be imported ({problem}); install it again"
         else:
             right.append(f"{name} {version}")
@@ -88,10 +88,13 @@ def find_memory() -> Iterator[Finding]:
 
 def find_devices() -> Iterator[Finding]:
     """Each device of JAX, and whether a convolution and its gradient come out right on it."""
-    import jax
+    try:
+        import jax
 
-    from jaxmed.models.onednn_library import library
-
+        from jaxmed.models.onednn_library import library
+    except ImportError as error:
+        yield "wrong", f"JAX cannot be imported: {error}"
+        return
     try:
         devices = jax.local_devices()
     except RuntimeError as error:
@@ -160,13 +163,22 @@ def _requirements(*, extra: str, of: str = "jaxmed") -> Iterator[Requirement]:
 def _import_problem(name: str) -> str:
     """Why a package cannot be imported; "" where it can."""
     owners = importlib.metadata.packages_distributions()
-    modules = [module for module, names in owners.items() if name in names]
+    modules = [
+        module for module, names in owners.items() if _normalized(name) in map(_normalized, names)
+    ]
+    if not modules:
+        return "it holds no module"
     for module in sorted(m for m in modules if m.isidentifier() and not m.startswith("_")):
         try:
             importlib.import_module(module)
         except Exception as error:  # a broken binary raises anything
             return f"{type(error).__name__}: {error}"
     return ""
+
+
+def _normalized(name: str) -> str:
+    """The name of a distribution as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 if __name__ == "__main__":

@@ -141,18 +141,25 @@ def weight_parts(
 ) -> dict[str, bytes]:
     """Weights and config of a run, as `load_run` opens them; adds their names to the description.
 
-    The path of the data is left out, which is nobody else's.
+    Paths are left out, and notes on the data, which may name cases: these are nobody else's.
     """
     arrays = reduce_arrays(name_arrays(run.variables), dtype, ensemble=bool(run.chosen))
     arrays |= {f"best/{name}": _plain(value) for name, value in run.best.items()}
-    config = {**run.run["config"], "data": {**run.run["config"]["data"], "path": ""}}
+    config = {key: value for key, value in run.run["config"].items()}
+    config["data"] = {**config["data"], "path": "", "prepared": ""}
+    config["model"] = {**config["model"], "init": ""}
     description["arrays"] = {
         name: {"shape": list(array.shape), "dtype": array.dtype.name}
         for name, array in sorted(arrays.items())
     }
     parts = {
         WEIGHTS: _pack(arrays, run),
-        CONFIG_FILE: (json.dumps({**run.run, "config": config}, indent=1) + "\n").encode(),
+        CONFIG_FILE: (
+            json.dumps(
+                {**run.run, "config": config, "data": {**run.run["data"], "notes": []}}, indent=1
+            )
+            + "\n"
+        ).encode(),
     }
     if (workdir / DECISIONS_FILE).is_file():
         parts[DECISIONS_FILE] = (workdir / DECISIONS_FILE).read_bytes()

@@ -67,6 +67,7 @@ def export_run(
             is written then.
     """
     workdir, output = Path(workdir), Path(output)
+    _check_place(output, format)
     config = config_of_run(read_run(workdir)) if config is None else config
     run = load_run(workdir, _computing(config, "float32"))
     fixed, _ = read_decisions(workdir, run)
@@ -82,6 +83,21 @@ def export_run(
         if is_new and not any(output.iterdir()):
             output.rmdir()
         raise
+
+
+def _check_place(output: Path, format: str) -> None:
+    """Refuse to write among the files of a run, or of an export of another kind."""
+    if (output / "checkpoints").exists():
+        raise UserError(f"--output={output}: is the workdir of a run; choose another folder")
+    path = output / DESCRIPTION
+    if format == "stablehlo" or not path.is_file():
+        return
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))["format"]
+    except (ValueError, LookupError, TypeError):
+        there = "another kind"
+    if there != format:
+        raise UserError(f"--output={output}: holds an export of {there}; choose another folder")
 
 
 def _computing(config: ConfigDict, dtype: str) -> ConfigDict:
@@ -121,7 +137,10 @@ def _write_checked(
             parts = program_parts(run, experiment, arrays, description)
         _write(place, parts, description)
         opened = place / ARTEFACT if format == "stablehlo" else place
-        predict = _predict_by(standalone.load(opened))
+        try:
+            predict = _predict_by(standalone.load(opened))
+        except standalone.ModelError as error:
+            raise UserError(f"export: the artefact cannot be opened: {error}") from error
     description["checked"] = _check(workdir, run, arrays, dtype, predict)
     _write(place, parts, description)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ except ImportError as error:  # an extra
 
 SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("asha", "median", "none")
+MOST_COMBINATIONS = 1000
 STARTUP = 10
 """Trials of TPE that are drawn at random, before there is enough to learn from."""
 
@@ -73,7 +75,7 @@ class Study:
                 direction="maximize",
                 pruner=_make_pruner(pruner, first_rung),
             )
-            if sampler == "grid" and not self._study.get_trials(deepcopy=False):
+            if sampler == "grid":
                 self._enqueue_grid()
 
     @contextlib.contextmanager
@@ -87,10 +89,25 @@ class Study:
             lock.free()
 
     def _enqueue_grid(self) -> None:
+        """Those of the combinations that are not there yet, as after a kill in between."""
         axes = [dimension.grid() for dimension in self._space]
+        count = math.prod(map(len, axes))
+        if count > MOST_COMBINATIONS:
+            raise UserError(
+                f"--sampler=grid: the space has {count:,} combinations, more than "
+                f"{MOST_COMBINATIONS:,}; use --sampler=random, or fewer values"
+            )
+        if count == len(self._study.get_trials(deepcopy=False)):
+            return
         for values in itertools.product(*axes):
             keys = (dimension.key for dimension in self._space)
-            self._study.enqueue_trial(dict(zip(keys, values, strict=True)))
+            params = dict(zip(keys, values, strict=True))
+            self._study.enqueue_trial(params, skip_if_exists=True)
+
+    def waiting(self) -> int:
+        """Combinations of a grid that nobody has begun."""
+        found = self._study.get_trials(deepcopy=False)
+        return sum(trial.state is TrialState.WAITING for trial in found)
 
     def claim(self, *, trials: int, at_once: int = 1) -> list[int]:
         """Numbers of trials that this process is to work on; none where nothing is left.

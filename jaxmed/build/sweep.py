@@ -90,6 +90,8 @@ def sweep_run(
                 jax.clear_caches()  # programs of other shapes, which no later trial runs
             _refuse_failures(study)
         write_sweep(output, study, config, space)
+        if left := study.waiting():
+            print(f"note: {left} combinations of the grid were not tried; --trials={trials + left}")
     return True
 
 

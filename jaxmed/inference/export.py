@@ -6,9 +6,10 @@ of `jaxmed.inference.standalone`; Python runs it as it is.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def export_program(
     """
     sizes = export.symbolic_shape(", ".join(shape))
     like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in weights]
-    with use_onednn(False):
+    with use_onednn(False), _without_folders():
         exported = export.export(jax.jit(function, keep_unused=True), platforms=PLATFORMS)(
             like, jax.ShapeDtypeStruct(sizes, jnp.float32)
         )
@@ -126,6 +127,18 @@ def export_program(
         },
     }
     return bytes(exported.mlir_module_serialized), rules
+
+
+@contextlib.contextmanager
+def _without_folders() -> Iterator[None]:
+    """Keep the folders of this machine out of the places in the code that programs name."""
+    name = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, name)
+    jax.config.update(name, ".*[/\\\\]")
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def loader_parts() -> dict[str, bytes]:

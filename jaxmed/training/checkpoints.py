@@ -1,4 +1,4 @@
-"""Checkpoints: the latest state and the best one. The only file with orbax.
+"""Checkpoints: the latest two states and the best one. The only file with orbax.
 
 Each is a folder `STEP/state`. Which step was the best is part of every state, so the two cannot
 disagree, and a save without an evaluation displaces nothing.
@@ -34,14 +34,17 @@ SUPERSEDED = ".superseded"
 
 @dataclasses.dataclass
 class _LatestAndBest:
-    """Orbax's preservation policy: all but the latest and the best may go."""
+    """Orbax's preservation policy: all but the latest two and the best may go.
+
+    The last but one is what a training goes on from where the latest turns out to be damaged.
+    """
 
     best: int | None = None
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
-        latest = max((c.step for c in checkpoints), default=None)
-        return [c.step in (latest, self.best) for c in checkpoints]
+        latest = sorted(c.step for c in checkpoints)[-2:]
+        return [c.step in (*latest, self.best) for c in checkpoints]
 
 
 class Checkpoints:
@@ -64,8 +67,8 @@ class Checkpoints:
     def save(self, state: TrainState, *, wait: bool = False) -> None:
         """Write a global state, in the background unless `wait`; then drop what is outdated.
 
-        Kept are this state and the one that state.best names. The arrays may be given away
-        (donated) once this returns.
+        Kept are this state, the one before, and the one that state.best names. The arrays may be
+        given away (donated) once this returns.
 
         Raises:
             UserError: where the disk refuses.

@@ -1,6 +1,7 @@
 """Exported runs predict what the run does, without jaxmed."""
 
 import csv
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -9,17 +10,23 @@ import zipfile
 from pathlib import Path
 
 import imageio.v3 as iio
+import jax
 import nibabel
 import numpy as np
 import pytest
+from jax import export
 from safetensors.numpy import load_file
 from small_runs import untrained_run
 
 from jaxmed.build import export_checks
+from jaxmed.build.config import write_json
 from jaxmed.build.exporting import export_run
 from jaxmed.build.predictions import predict_run
 from jaxmed.build.trained import load_run
+from jaxmed.evaluation.box_decisions import BoxDecisions
+from jaxmed.evaluation.decisions import ClassDecisions
 from jaxmed.inference.standalone import ModelError, load
+from jaxmed.inference.standalone.programs import check_calls
 from jaxmed.types import UserError
 
 RUNS = {
@@ -40,6 +47,17 @@ CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for 
 KEYS = {"classification": "probabilities", "detection": "boxes", "segmentation": "voxels"}
 
 
+DECIDED = {
+    "classification": ClassDecisions(1.5, None, 0.3, 0.9),
+    "detection": BoxDecisions(0.35, 1.2, 0.1),
+}
+
+
+def write_decisions(workdir, fixed):
+    known = {"parameters_sha256": load_run(workdir).sha256, "cases": 8, "settings": []}
+    write_json(workdir / "decisions.json", known | dataclasses.asdict(fixed))
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Workdirs and data of the runs, each made once."""
@@ -50,6 +68,8 @@ def runs(tmp_path_factory):
             task, settings = RUNS[name]
             workdir = folder / name.replace(" ", "_")
             made[name] = (workdir, *untrained_run(workdir, task, **settings)[1:])
+            if name in DECIDED:
+                write_decisions(workdir, DECIDED[name])
         return made[name]
 
     return get
@@ -327,3 +347,60 @@ def test_boxes_are_compared_in_the_digits_that_they_have():
     for found in (others, fewer):
         with pytest.raises(UserError, match="boxes differ"):
             export_checks.check_equal(export_checks.compare([wanted], [found]))
+
+
+@pytest.mark.parametrize(
+    "name", ["classification", pytest.param("detection", marks=pytest.mark.slow)]
+)
+def test_what_the_validation_part_decided_is_exported(artefact, name):
+    _, description = artefact(name)
+    fixed = dataclasses.asdict(DECIDED[name])
+    assert {k: v for k, v in description["decisions"].items() if k != "biases"} == {
+        k: v for k, v in fixed.items() if k != "biases"
+    }
+    if name == "detection":
+        assert description["score_threshold"] == 0.35
+
+
+def test_no_folder_of_this_machine_is_exported(runs, artefact, tmp_path):
+    path, _ = artefact("classification")
+    with zipfile.ZipFile(path) as archive:
+        program = archive.read("program.stablehlo")
+    assert str(Path(__file__).parents[2]).encode() not in program
+    assert b"site-packages" not in program
+    workdir = tmp_path / "run"
+    shutil.copytree(runs("classification")[0], workdir)
+    known = json.loads((workdir / "config.json").read_text())
+    known["config"]["data"]["prepared"] = "somewhere/secret"
+    known["data"]["notes"] = ["Left out: secret.png"]
+    (workdir / "config.json").write_text(json.dumps(known))
+    export_run(workdir, output=tmp_path / "weights", format="safetensors")
+    assert "secret" not in (tmp_path / "weights/config.json").read_text()
+
+
+def test_nothing_of_a_run_or_another_export_is_written_over(runs, tmp_path):
+    workdir, *_ = runs("classification")
+    before = (workdir / "config.json").read_bytes()
+    with pytest.raises(UserError, match="is the workdir of a run"):
+        export_run(workdir, output=workdir, format="safetensors")
+    assert (workdir / "config.json").read_bytes() == before
+    (tmp_path / "description.json").write_text('{"format": "onnx"}')
+    with pytest.raises(UserError, match="holds an export of onnx"):
+        export_run(workdir, output=tmp_path, format="safetensors")
+    (tmp_path / "description.json").unlink()
+    export_run(workdir, output=tmp_path, format="safetensors")
+    with pytest.raises(ModelError, match="holds weights alone"):
+        load(tmp_path)
+
+
+def test_a_program_that_calls_native_code_is_refused():
+    like = jax.ShapeDtypeStruct((2,), "float32")
+    exported = export.export(
+        jax.jit(jax.ffi.ffi_call("strange_target", like)),
+        platforms=("cpu",),
+        disabled_checks=[export.DisabledSafetyCheck.custom_call("strange_target")],
+    )(like)
+    with pytest.raises(ModelError, match="its program calls strange_target"):
+        check_calls(exported.mlir_module_serialized, "model.zip")
+    with pytest.raises(ModelError, match="is damaged"):
+        check_calls(b"no program", "model.zip")

@@ -112,7 +112,7 @@ def test_no_memory_a_disk_that_cannot_be_written_and_a_clock_that_goes_back(tmp_
         patched.setattr(Logger, "log", read_only)
         with pytest.raises(OSError, match="Read-only"):
             train_run(small_config("classification", **settings), tmp_path / "run")
-    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["4"]
+    assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["2", "4"]
     now = iter(range(2_000_000_000, 0, -3600))
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
     assert train_run(small_config("classification", **settings), tmp_path / "run")

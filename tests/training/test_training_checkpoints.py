@@ -68,16 +68,16 @@ def test_latest_and_best_are_kept(tmp_path, state):
             state = at(state, step, score=score)
             checkpoints.save(state)
         assert checkpoints.best_step() == 2
-        assert checkpoints.steps() == [2, 6]
+        assert checkpoints.steps() == [2, 5, 6]
         assert int(checkpoints.restore(state, step="best").step) == 2
         assert int(checkpoints.restore(state).step) == 6
     # A process started anew knows the same, and a save without evaluation displaces nothing.
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(at(state, 7), wait=True)
-        assert checkpoints.steps() == [2, 7]
+        assert checkpoints.steps() == [2, 6, 7]
         assert checkpoints.best_step() == best_step(tmp_path) == 2
         checkpoints.save(at(state, 8, score=1.0), wait=True)
-        assert checkpoints.steps() == [8]
+        assert checkpoints.steps() == [7, 8]
 
 
 def test_saving_a_step_once_more_replaces_it(tmp_path, state):
@@ -90,7 +90,7 @@ def test_saving_a_step_once_more_replaces_it(tmp_path, state):
     (tmp_path / "5").rename(tmp_path / "5.replaced")
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == 5
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["5"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["3", "5"]
 
 
 def test_going_on_from_an_older_step_keeps_the_newer_aside(tmp_path, state, capsys):
@@ -140,6 +140,17 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path, state, capsys, mode):
             checkpoints.restore(state, step=4)
         assert checkpoints.best_step() == 2
         assert restore_variables(tmp_path, step=None)[1] == 2
+
+
+@pytest.mark.parametrize("scores", [(0.1, 0.2, 0.3), (None, None, None)])
+def test_the_one_before_is_there_whatever_the_scores(tmp_path, state, capsys, scores):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, score in zip((2, 4, 6), scores, strict=True):
+            checkpoints.save(at(state, step, score=score), wait=True)
+    (tmp_path / "6/state/_METADATA").write_bytes(b"")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert int(checkpoints.restore(state).step) == 4
+    assert "6: the checkpoint cannot be read" in capsys.readouterr().out
 
 
 def test_where_the_best_is_gone_the_latest_predicts(tmp_path, state, capsys):

@@ -57,7 +57,9 @@ def find(given: list[str]) -> list[tuple[str, Path]]:
         path = Path(text)
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.is_file() and files.suffix_of(p))
-            kept = [p for p in inside if not any(part[0] == "." for part in p.parts if part)]
+            kept = [
+                p for p in inside if not any(part[0] == "." for part in p.relative_to(path).parts)
+            ]
             found += [(str(p.relative_to(path)), p) for p in kept]
         else:
             found.append((path.name, path))

@@ -11,6 +11,8 @@ import numpy as np
 from .contents import NETWORK, PROGRAM, Contents, ModelError
 
 Outputs = dict[str, np.ndarray]
+CALLS = {"shape_assertion", "mhlo.topk", "stablehlo.dynamic_top_k"}
+"""Calls by name that XLA itself carries out."""
 Run = Callable[[np.ndarray], Outputs]
 
 
@@ -22,6 +24,10 @@ def load_program(contents: Contents, description: dict[str, Any]) -> Run:
     """
     if description["format"] == "onnx":
         return _load_onnx(contents)
+    if description["format"] != "stablehlo":
+        raise ModelError(
+            f"{contents.path}: holds weights alone; open it with jaxmed's predict.py or load_run"
+        )
     return _load_stablehlo(contents, description["program"])
 
 
@@ -34,7 +40,9 @@ def _load_stablehlo(contents: Contents, rules: dict[str, Any]) -> Run:
         weights = [jax.numpy.asarray(arrays[name]) for name in rules["weights"]]
     except KeyError as error:
         raise ModelError(f"{contents.path}: weights {error} are missing; export again") from error
-    exported = rebuild(contents.read(PROGRAM), rules, weights)
+    module = contents.read(PROGRAM)
+    check_calls(module, str(contents.path))
+    exported = rebuild(module, rules, weights)
     call = jax.jit(exported.call)
 
     def run(images: np.ndarray) -> Outputs:
@@ -48,6 +56,34 @@ def _load_stablehlo(contents: Contents, rules: dict[str, Any]) -> Run:
             ) from error
 
     return run
+
+
+def check_calls(module: bytes, where: str) -> None:
+    """Refuse a program that calls native code by name: what jaxmed exports does so for shapes only.
+
+    Raises:
+        ModelError: it does, or it is no program.
+    """
+    from jax.extend.mlir import ir
+    from jax.extend.mlir.dialects import stablehlo
+
+    called: set[str] = set()
+
+    def look(operation: Any) -> Any:
+        if operation.name == "stablehlo.custom_call":
+            called.add(ir.StringAttr(operation.attributes["call_target_name"]).value)
+        return ir.WalkResult.ADVANCE
+
+    try:
+        with ir.Context() as context:
+            stablehlo.register_dialect(context)
+            stablehlo.deserialize_portable_artifact(context, module).operation.walk(look)
+    except Exception as error:
+        raise ModelError(f"{where}: its program is damaged, or of a newer jax") from error
+    if strange := sorted(called - CALLS):
+        raise ModelError(
+            f"{where}: its program calls {', '.join(strange)}, which none of ours does"
+        )
 
 
 def rebuild(module: bytes, rules: dict[str, Any], weights: list[Any]) -> Any:
