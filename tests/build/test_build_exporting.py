@@ -404,3 +404,11 @@ def test_a_program_that_calls_native_code_is_refused():
         check_calls(exported.mlir_module_serialized, "model.zip")
     with pytest.raises(ModelError, match="is damaged"):
         check_calls(b"no program", "model.zip")
+
+
+def test_a_small_file_that_inflates_and_a_nested_description_are_refused(tmp_path):
+    for name, text in (("bomb", b" " * 2**24), ("nested", b"[" * 200_000)):
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("description.json", text)
+        with pytest.raises(ModelError, match="damaged"):
+            load(tmp_path / name)

@@ -14,6 +14,8 @@ VERSION = 1
 """Of the layout that the description states."""
 MOST_BYTES = 2**34
 """Of one part."""
+MOST_INFLATED = 100
+"""Times what a part takes in the file."""
 MOST_WORDS = 2**24
 """Bytes of a description, or of the header of the weights."""
 
@@ -62,7 +64,11 @@ class Contents:
                 content = (self.path / name).read_bytes() if size <= most else b""
             else:
                 with zipfile.ZipFile(self.path) as archive:
-                    size = archive.getinfo(name).file_size
+                    told = archive.getinfo(name)
+                    size = told.file_size
+                    # Ours shrink to a tenth; a small file must not fill the memory.
+                    if size > MOST_INFLATED * told.compress_size + 2**20:
+                        raise ValueError("it inflates beyond reason")
                     # The checksum of what is read is compared by the library.
                     content = archive.read(name) if size <= most else b""
         except (KeyError, FileNotFoundError):
@@ -81,7 +87,7 @@ class Contents:
         try:
             found = json.loads(content)
             version = found["version"]
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise ModelError(f"{self.path}: {DESCRIPTION} is damaged; export it again") from error
         if version != VERSION:
             raise ModelError(
@@ -93,6 +99,10 @@ class Contents:
     def weights(self) -> dict[str, np.ndarray]:
         """Arrays by name, of the safetensors file."""
         return unpack_arrays(self.read(WEIGHTS), where=f"{self.path}: {WEIGHTS}")
+
+
+_DAMAGES = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What a header that says nonsense raises."""
 
 
 def pack_arrays(arrays: dict[str, np.ndarray], *, metadata: dict[str, str]) -> bytes:
@@ -128,7 +138,7 @@ def unpack_arrays(content: bytes, *, where: str) -> dict[str, np.ndarray]:
         header = json.loads(content[8 : 8 + size])
         header.pop("__metadata__", None)
         return {name: _array(content, 8 + size, entry) for name, entry in header.items()}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except _DAMAGES as error:
         raise ModelError(f"{where} is damaged ({error}); export or copy it again") from error
 
 
