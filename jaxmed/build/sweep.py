@@ -72,6 +72,11 @@ def sweep_run(
     _write_or_compare(output, config, space, sampler, data)
     if together == 1 and is_of_numbers(space) and trials > 2:
         print("note: these settings could be trained as one program: --together=8, for example")
+    if pruner == "asha" and not (config.training.steps or config.training.evaluate_every):
+        print(
+            "note: the length is left to the plan, so that the first look at a trial may pass over "
+            "several rounds of halving at once; --config.training.steps keeps them apart"
+        )
     with Study(
         output,
         space,
