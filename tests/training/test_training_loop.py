@@ -210,7 +210,7 @@ def test_evaluates_then_saves_and_ends_with_both(whole):
     saved = [s for what, s in events if what == "save"]
     assert set(saved) >= {5, 10, 15, 20} and len(saved) == len(set(saved))
     assert events[-2:] == [("evaluate", 20), ("save", 20)]
-    assert steps_of(workdir) == sorted({20, int(state.best["step"])})
+    assert steps_of(workdir) == sorted({*sorted(saved)[-2:], int(state.best["step"])})
 
 
 def test_log_lines(whole):
@@ -326,7 +326,7 @@ def test_early_stopping_counts_evaluations_and_survives_a_resume(tmp_path, lifte
     assert int(state.step) == 10  # best at 4, then worse, undefined and equal
     assert int(state.best["step"]) == 4
     assert events[-1] == ("save", 10)
-    assert steps_of(tmp_path) == [4, 10]
+    assert {4, 10} < set(steps_of(tmp_path)) and len(steps_of(tmp_path)) == 3
     assert run(tmp_path, lifted, **options)[1] == []  # it stays stopped
     state, _ = run(tmp_path, lifted, **{**options, "early_stopping": 0})
     assert int(state.step) == 20
