@@ -67,7 +67,7 @@ class Contents:
                     told = archive.getinfo(name)
                     size = told.file_size
                     # Ours shrink to a tenth; a small file must not fill the memory.
-                    if size > MOST_INFLATED * told.compress_size + 2**20:
+                    if most >= size > MOST_INFLATED * told.compress_size + 2**20:
                         raise ValueError("it inflates beyond reason")
                     # The checksum of what is read is compared by the library.
                     content = archive.read(name) if size <= most else b""
