@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 import jaxmed
 from jaxmed.models.unet import UNet
+from jaxmed.types import UserError
 
 assert Path(jaxmed.__file__).is_relative_to(sys.prefix), jaxmed.__file__
 assert metadata.version("jaxmed") == jaxmed.__version__
@@ -19,9 +20,18 @@ assert resources.files("jaxmed").joinpath("py.typed").is_file()
 WITH_EXTRAS = {"jaxmed.benchmark.torch_cases", "jaxmed.benchmark.torch_training"}
 names = {module.name for module in pkgutil.walk_packages(jaxmed.__path__, "jaxmed.")}
 names -= WITH_EXTRAS
+lacking = []
 for name in sorted(names):
-    importlib.import_module(name)
-print(f"jaxmed {jaxmed.__version__}: {len(names)} modules import, away from the checkout")
+    try:
+        importlib.import_module(name)
+    except UserError as error:  # which says which extra it needs
+        assert "EXTRAS=" in str(error), error
+        lacking.append(name)
+assert len(lacking) < 10, lacking
+print(
+    f"jaxmed {jaxmed.__version__}: {len(names) - len(lacking)} modules import, away from the "
+    f"checkout; {len(lacking)} ask for an extra"
+)
 
 for ndim in (2, 3):
     images = jnp.zeros((1, *(16,) * ndim, 1))
