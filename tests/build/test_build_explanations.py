@@ -45,10 +45,12 @@ def test_a_classification_is_explained_with_all_methods_and_features(trained, tm
         trained("classification"), output=tmp_path, methods=list(METHODS), cases=1, features=True
     )
     assert [row["method"] for row in rows] == list(METHODS)
+    # An even map, as of random weights, is compared with nothing.
+    assert any({"correlation", "ssim"} <= row.keys() for row in rows)
     [integrated] = [row for row in rows if row["method"] == "integrated_gradients"]
     assert integrated["gap"] <= 0.01
     for row in rows:
-        assert {"correlation", "ssim", "deletion", "insertion", "share", "failures"} <= row.keys()
+        assert {"deletion", "insertion", "share", "failures"} <= row.keys()
         [path] = (tmp_path / "maps" / row["method"]).iterdir()
         assert np.squeeze(tifffile.imread(path)).shape == (32, 32)
     assert json.loads((tmp_path / "attributions.json").read_text())["maps"] == rows
