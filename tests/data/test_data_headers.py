@@ -91,6 +91,17 @@ def test_voxels_that_are_fewer_than_the_header_says_are_refused(tmp_path):
         read_image(save_nrrd(tmp_path / "c.nrrd", data=VALUES.tobytes()[:-2]))
 
 
+def test_compressed_voxels_without_their_checksum_are_refused(tmp_path):
+    packed = zlib.compress(VALUES.tobytes())[:-4]  # all voxels unpack, the end is missing
+    meta = ("CompressedData = True", f"CompressedDataSize = {len(packed)}")
+    for path in (
+        save_meta(tmp_path / "a.mha", *meta, data=packed),
+        save_nrrd(tmp_path / "a.nrrd", "encoding: gzip", data=packed),
+    ):
+        with pytest.raises(UserError, match=f"{path.name}.*damaged"):
+            read_image(path)
+
+
 @pytest.mark.parametrize("name", ["../secret.raw", "/etc/secret.raw", "LIST"])
 def test_voxels_outside_the_folder_are_not_read(tmp_path, name):
     (tmp_path / "secret.raw").write_bytes(VALUES.tobytes())

@@ -158,6 +158,10 @@ def _check_whole(path: Path, claimed: int) -> None:
                 break
         length = stream.tell() - found[1] - len(unpacker.unused_data)
     common.check_room(path, claimed, count, packed=False)
+    if not unpacker.eof:  # damage may lengthen the stream, so that its checksum is never reached
+        raise UserError(
+            f"{path}: its compressed voxels are damaged (no end, no checksum); get it anew"
+        )
     if path.suffix.lower() in _META and fields.get("compresseddatasize") != str(length):
         # ITK reads as many bytes as this says, and goes on with what was in memory otherwise.
         raise UserError(
