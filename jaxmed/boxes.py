@@ -26,7 +26,11 @@ def corners(
 
 
 def volume(boxes: Float[Array, "*batch coordinates"]) -> Float[Array, "*batch"]:
-    """Area (2-D) or volume (3-D) in voxels; 0 for a box whose high lies below its low."""
+    """Area (2-D) or volume (3-D) in voxels; 0 for a box whose high lies below its low.
+
+    >>> volume(jnp.array([1.0, 2.0, 4.0, 6.0])).item()
+    12.0
+    """
     low, high = corners(boxes)
     return jnp.prod(jnp.maximum(high - low, 0), axis=-1)
 
@@ -92,7 +96,12 @@ def _overlap(a: Array, b: Array) -> tuple[Array, Array]:
 def pairwise_iou(
     a: Float[Array, "*batch n coordinates"], b: Float[Array, "*batch m coordinates"]
 ) -> Float[Array, "*batch n m"]:
-    """Intersection over union of every box of `a` with every box of `b`; 0 for empty boxes."""
+    """Intersection over union of every box of `a` with every box of `b`; 0 for empty boxes.
+
+    >>> a = jnp.array([[0.0, 0.0, 4.0, 4.0]])
+    >>> pairwise_iou(a, jnp.array([[0.0, 2.0, 4.0, 4.0], [8.0, 8.0, 9.0, 9.0]])).tolist()
+    [[0.5, 0.0]]
+    """
     intersection, union = _overlap(a[..., :, None, :], b[..., None, :, :])
     return intersection / jnp.maximum(union, _TINY)
 
@@ -134,6 +143,11 @@ def nms(
 
     Returns:
         Rows of `boxes`, best first, and whether each was picked; where not, the row is 0.
+
+    >>> boxes = jnp.array([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 3.0], [5.0, 5.0, 9.0, 9.0]])
+    >>> index, found = nms(boxes, jnp.array([0.6, 0.9, 0.3]), max_boxes=3)
+    >>> index.tolist(), found.tolist()
+    ([1, 2, 0], [True, True, False])
     """
     if labels is None:
         labels = jnp.zeros(len(scores), jnp.int32)

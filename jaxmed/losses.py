@@ -15,7 +15,11 @@ from jaxmed import boxes as boxes_lib
 
 
 def ignore_invalid(labels: Num[Array, " batch *rest"], valid: Num[Array, " batch"]) -> Array:
-    """Labels with -1 for every example whose `valid` is 0: it then counts in no loss."""
+    """Labels with -1 for every example whose `valid` is 0: it then counts in no loss.
+
+    >>> ignore_invalid(jnp.array([2, 1]), jnp.array([1.0, 0.0])).tolist()
+    [2, -1]
+    """
     return jnp.where(valid.reshape(valid.shape + (1,) * (labels.ndim - 1)) > 0, labels, -1)
 
 
@@ -47,6 +51,10 @@ def cross_entropy(
 
     The mean is `sum(cross_entropy) / sum(label_weights)`. Label smoothing: Szegedy et al.,
     Rethinking the Inception Architecture (CVPR 2016), section 7.
+
+    >>> loss = cross_entropy(jnp.zeros((2, 4)), jnp.array([3, -1]))  # the second is ignored
+    >>> round(float(loss.sum()), 3)  # the logarithm of 4
+    1.386
     """
     targets = one_hot(labels, logits.shape[-1]).astype(logits.dtype)
     if label_smoothing:

@@ -94,7 +94,7 @@ class DatasetInfo:
     licence: str = ""
     citation: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(f"task is {self.task!r}; expected one of {', '.join(TASKS)}")
         if self.ndim not in (2, 3):
@@ -103,36 +103,43 @@ class DatasetInfo:
 
 @runtime_checkable
 class Source(Protocol):
-    """Where examples come from; also a Grain RandomAccessDataSource.
-
-    Attributes:
-        info: what is known of the set.
-        ids: one name a case, unique, free of patient names.
-        patients: one patient (or other group that must not be split) a case, or None.
-        labels: class of each case, or (classes,) of 0 and 1, where images have one (classification)
-            and it is known without reading them; None elsewhere. Splits spread them evenly.
-        parts: the rows of each given part ("train", "val", "test"), and as "none" those that are
-            not to be used; empty where none is given.
-        notes: what was odd about the set and was repaired or left out, a sentence each.
-    """
+    """Where examples come from; also a Grain RandomAccessDataSource."""
 
     @property
-    def info(self) -> DatasetInfo: ...  # noqa: D102
+    def info(self) -> DatasetInfo:
+        """What is known of the set."""
+        ...
 
     @property
-    def ids(self) -> Sequence[str]: ...  # noqa: D102
+    def ids(self) -> Sequence[str]:
+        """One name a case, unique, free of patient names."""
+        ...
 
     @property
-    def patients(self) -> Sequence[str] | None: ...  # noqa: D102
+    def patients(self) -> Sequence[str] | None:
+        """One patient (or other group that must not be split) a case, or None."""
+        ...
 
     @property
-    def labels(self) -> Sequence[Any] | np.ndarray | None: ...  # noqa: D102
+    def labels(self) -> Sequence[Any] | np.ndarray | None:
+        """Class of each case, or (classes,) of 0 and 1, which splits spread evenly.
+
+        Where images have one (classification) and it is known without reading them; None elsewhere.
+        """
+        ...
 
     @property
-    def parts(self) -> Mapping[str, Sequence[int]]: ...  # noqa: D102
+    def parts(self) -> Mapping[str, Sequence[int]]:
+        """The rows of each given part: "train", "val", "test", and "none" for those not to be used.
+
+        Empty where none is given.
+        """
+        ...
 
     @property
-    def notes(self) -> Sequence[str]: ...  # noqa: D102
+    def notes(self) -> Sequence[str]:
+        """What was odd about the set and was repaired or left out, a sentence each."""
+        ...
 
     def __len__(self) -> int: ...
 

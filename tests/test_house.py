@@ -1,7 +1,9 @@
 """The rules that hold the house together, read off the source."""
 
 import ast
+import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -129,3 +131,46 @@ def test_version_is_said_once():
     assert re.search(
         rf"^## \[({re.escape(PROJECT['version'])}|Unreleased)\]", changelog, re.MULTILINE
     )
+
+
+API = runpy.run_path(str(ROOT / ".ci" / "api.py"))
+
+
+def test_the_list_of_public_names_is_true():
+    assert (ROOT / "API.md").read_text() == API["listing"](), "run: python .ci/api.py"
+
+
+def test_public_functions_are_annotated_and_documented():
+    bare, count = [], 0
+    for module, _, definitions in API["public_modules"]():
+        members = [(module, node) for node in definitions]
+        for node in definitions:
+            if isinstance(node, ast.ClassDef):
+                members += [
+                    (f"{module}.{node.name}", member)
+                    for member in node.body
+                    if isinstance(member, ast.FunctionDef) and not member.name.startswith("_")
+                ]
+        for where, node in members:
+            if isinstance(node, ast.ClassDef):
+                continue
+            count += 1
+            of = node.args
+            arguments = [*of.posonlyargs, *of.args, *of.kwonlyargs, of.vararg, of.kwarg]
+            unknown = [a for a in arguments if a and not a.annotation and a.arg not in "self cls"]
+            if unknown or node.returns is None or not ast.get_docstring(node):
+                bare.append(f"{where}.{node.name}")
+    assert count > 300
+    assert not bare
+
+
+def test_notebooks_hold_no_outputs():
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert notebooks
+    for path in notebooks:
+        notebook = json.loads(path.read_text())
+        assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}, path.name
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                kept = cell["outputs"], cell["execution_count"]
+                assert kept == ([], None), f"{path.name}: clear all outputs"

@@ -15,6 +15,14 @@ def compose(*augments: Augment | None) -> Augment:
 
     Each has a key of its own, made from its place in the list, so that switching one off or adding
     one at the end leaves what the others draw as it was.
+
+    >>> from jaxmed.augmentation.spatial import flip
+    >>> from jaxmed.augmentation.intensity import gamma
+    >>> augment = compose(flip(axes=(1,)), gamma(probability=0.3))
+    >>> image = jnp.arange(12.0).reshape(3, 4, 1)
+    >>> same = [augment(jax.random.key(7), {"image": image})["image"] for _ in range(2)]
+    >>> bool((same[0] == same[1]).all())  # one key, one result
+    True
     """
 
     def apply(key: jax.Array, example: DeviceExample) -> DeviceExample:

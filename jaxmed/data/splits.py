@@ -44,6 +44,14 @@ def split_cases(
 
     Raises:
         UserError: too few patients for the parts, rows that do not exist, or names used twice.
+
+    >>> patients = ["a", "a", "b", "c", "c", "d"]
+    >>> ids = [f"image{i}" for i in range(6)]
+    >>> parts, notes = split_cases(
+    ...     ids, patients=patients, parts={}, fractions=(0.5, 0.25, 0.25), seed=0
+    ... )
+    >>> {name: sorted({patients[row] for row in rows}) for name, rows in parts.items()}
+    {'train': ['c', 'd'], 'val': ['a'], 'test': ['b']}
     """
     _check(ids, patients, labels, range(len(ids)))
     if min(fractions[:2]) <= 0 or fractions[2] < 0 or abs(sum(fractions) - 1) > 1e-6:

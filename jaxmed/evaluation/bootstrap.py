@@ -104,6 +104,14 @@ def intervals(
         score without a value is None. Where all resamples agree, as those of cases that were all
         predicted rightly do, or those of a single group, they tell nothing: low and high are None,
         and `no_spread` is true.
+
+    >>> from jaxmed.metrics import weighted_sums
+    >>> correct = np.array([1, 1, 1, 0] * 25)
+    >>> weights = bootstrap_weights(len(correct), resamples=2000, seed=0)
+    >>> accuracy = weighted_sums(weights, correct[:, None])[:, 0] / len(correct)
+    >>> entry = intervals({"accuracy": accuracy}, cases=len(correct))["accuracy"]
+    >>> entry["value"], round(entry["low"], 1), round(entry["high"], 1)
+    (0.75, 0.7, 0.8)
     """
     table = {}
     for name, values in samples.items():

@@ -39,6 +39,11 @@ def fit_sets(
 def make_sets(
     probabilities: Float[np.ndarray, "cases classes"], threshold: float
 ) -> Bool[np.ndarray, "cases classes"]:
-    """Which classes belong to the set of each case; it may be empty, or hold all."""
+    """Which classes belong to the set of each case; it may be empty, or hold all.
+
+    >>> probabilities = np.array([[0.9, 0.1], [0.55, 0.45]])
+    >>> make_sets(probabilities, fit_sets(np.array([0, 1]), probabilities, coverage=0.5)).tolist()
+    [[True, False], [True, True]]
+    """
     # The scores' own rounding must not cost the case that sets the threshold its class.
     return np.asarray(probabilities, np.float64) >= threshold - 1e-12

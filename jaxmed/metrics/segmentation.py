@@ -46,6 +46,13 @@ def score_masks(
         dice and iou; hd95 in mm, the greater of the two directed 95th percentiles of the distance
         between surfaces; nsd, the share of both surfaces that lies within `tolerance` of the other.
         NaN where undefined.
+
+    >>> truth = np.zeros((8, 8), int)
+    >>> truth[2:6, 2:6] = 1
+    >>> shifted = np.roll(truth, 1, axis=0)
+    >>> scores = score_masks(shifted, truth, spacing=(1, 1), class_names=("air", "organ"))
+    >>> {name: round(scores[name], 3) for name in ("dice", "iou", "hd95", "nsd")}
+    {'dice': 0.75, 'iou': 0.6, 'hd95': 1.0, 'nsd': 1.0}
     """
     spacing = np.asarray(spacing, np.float64)
     diagonal = float(np.linalg.norm(np.array(truth.shape) * spacing))

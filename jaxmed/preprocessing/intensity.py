@@ -23,6 +23,9 @@ def zscore(example: Example, *, foreground: bool = False) -> Example:
         example: with `image`.
         foreground: count only voxels that are not zero in the channel, and leave the others at
             zero: for images whose surround was set to zero, such as skull-stripped brains.
+
+    >>> zscore({"image": np.array([[[1.0], [3.0]]])})["image"].ravel().tolist()
+    [-1.0, 1.0]
     """
     image = example["image"].astype(np.float32)
     scaled = np.zeros_like(image)
@@ -56,7 +59,12 @@ def between(example: Example, *, bounds: np.ndarray) -> Example:
 
 
 def window(example: Example, *, level: float = 40.0, width: float = 400.0) -> Example:
-    """A radiologist's window in Hounsfield units, to 0..1; the default is of soft tissue."""
+    """A radiologist's window in Hounsfield units, to 0..1; the default is of soft tissue.
+
+    >>> scan = {"image": np.array([[[-1000.0], [40.0], [240.0], [1000.0]]])}  # air, tissue, bone
+    >>> window(scan, level=40, width=400)["image"].ravel().tolist()
+    [0.0, 0.5, 1.0, 1.0]
+    """
     if width <= 0:
         raise UserError(f"preprocessing: window width is {width}; set a positive number of HU")
     image = example["image"].astype(np.float32)

@@ -59,6 +59,12 @@ def resample(example: Example, *, spacing: Sequence[float], method: str = "linea
 
     The field of view stays exactly the same, so the spacing reached differs a little from the one
     asked for (less than half a voxel over the whole side); it is what `spacing` then says.
+
+    >>> image = np.zeros((10, 10, 4, 1), np.float32)
+    >>> thick = {"image": image, "spacing": np.array([1, 1, 5], np.float32)}
+    >>> thin = resample(thick, spacing=(1, 1, 2))
+    >>> thin["image"].shape, thin["spacing"].tolist()
+    ((10, 10, 10, 1), [1.0, 1.0, 2.0])
     """
     wanted = np.asarray(spacing, np.float64)
     if wanted.shape != example["spacing"].shape or not (wanted > 0).all():
@@ -94,7 +100,13 @@ def fit(example: Example, *, shape: Sequence[int], value: float | None = None) -
 
 
 def crop_or_pad(example: Example, *, shape: Sequence[int], value: float | None = None) -> Example:
-    """Cut or pad each axis about its middle; see `window` for what padding holds."""
+    """Cut or pad each axis about its middle; see `window` for what padding holds.
+
+    >>> mask = np.ones((1, 2), np.int32)
+    >>> case = {"image": np.ones((1, 2, 1), np.float32), "mask": mask}
+    >>> crop_or_pad(case, shape=(1, 4))["mask"].tolist()  # what was made up is ignored
+    [[-1, 1, 1, -1]]
+    """
     shape = _checked_shape(example, shape)
     sides = example["image"].shape[:-1]
     start = [(old - new) // 2 for new, old in zip(shape, sides, strict=True)]
