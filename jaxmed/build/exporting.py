@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -147,7 +148,7 @@ def _write_checked(
 
 def _write(place: Path, parts: Mapping[str, bytes], description: Mapping[str, Any]) -> None:
     """The parts as a zip file, or where people want one of them by itself as a folder."""
-    told = (json.dumps(description, indent=1) + "\n").encode()
+    told = (json.dumps(description, indent=1, allow_nan=False) + "\n").encode()
     every = {DESCRIPTION: told, **parts}
     if description["format"] == "stablehlo":
         (place / ARTEFACT).write_bytes(zip_parts(every))
@@ -194,7 +195,11 @@ def _check(
     checked: dict[str, Any] = {
         "cases": len(examples),
         "made_up": cases.source is None,
-        "differences": {name: float(f"{value:.3g}") for name, value in differences.items()},
+        # Infinite where boxes are found by one of the two only; JSON knows no such number.
+        "differences": {
+            name: float(f"{value:.3g}") if math.isfinite(value) else None
+            for name, value in differences.items()
+        },
     }
     if dtype == "float32":
         check_equal(differences)
@@ -211,8 +216,13 @@ def _check(
 
 
 def _move(place: Path, output: Path, format: str) -> Path:
-    """Bring what was checked to its place; a file is replaced at once."""
-    for path in sorted(place.iterdir()):
+    """Bring what was checked to its place; a file is replaced at once.
+
+    A folder is without its description meanwhile, and nothing opens one that was left so.
+    """
+    if format != "stablehlo":
+        (output / DESCRIPTION).unlink(missing_ok=True)
+    for path in sorted(place.iterdir(), key=lambda path: path.name == DESCRIPTION):
         target = output / path.name
         if path.is_dir() and target.is_dir():
             shutil.rmtree(target)

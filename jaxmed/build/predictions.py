@@ -70,8 +70,8 @@ def predict_run(
     is told at the end.
 
     Raises:
-        UserError: where an input is missing; after all else, where a file is broken or of other
-            dimensions than the network's.
+        UserError: where an input is missing, or masks would lie among the images; after all else,
+            where a file is broken or of other dimensions than the network's.
     """
     files = find_inputs(inputs, output=Path(output))
     run = load_run(workdir, config)
@@ -86,6 +86,8 @@ def predict_run(
         )
     predict = run.predict_with(run.chosen, uncertain=True) if uncertainty else run.predict
     output = Path(output)
+    if run.info.task == "segmentation":
+        check_apart(files, output)
     make_folder(output)
     table = FileTable(output / TABLES[run.info.task])
     writer = _make_writer(Path(workdir), run, output, table)
@@ -241,6 +243,19 @@ def find_inputs(inputs: Sequence[str], *, output: Path | None = None) -> list[tu
             )
         seen[key] = path
     return found
+
+
+def check_apart(files: Sequence[tuple[str, Path]], output: Path) -> None:
+    """Make sure that no mask, which has the name of its image, is written among images.
+
+    Raises:
+        UserError: one would be.
+    """
+    for name, path in files:
+        if path.is_file() and (output / name).parent.resolve() == path.parent.resolve():
+            raise UserError(
+                f"--output={output}: masks would be written among the images; choose another folder"
+            )
 
 
 def _check(path: Path, example: Example, run: TrainedRun) -> None:

@@ -3,8 +3,12 @@ import shutil
 import imageio.v3 as iio
 import numpy as np
 import pydicom.data
+import pytest
 
-from jaxmed.build.predictions import find_inputs
+from jaxmed.build.predictions import check_apart, find_inputs
+from jaxmed.inference.standalone import __main__ as exported
+from jaxmed.inference.standalone.contents import ModelError
+from jaxmed.types import UserError
 
 
 def test_dicom_images_of_several_series_are_found_one_by_one_and_pictures_beside_them(tmp_path):
@@ -35,3 +39,19 @@ def test_predictions_of_an_earlier_call_are_no_input(tmp_path):
     found = find_inputs([str(tmp_path)], output=tmp_path / "out")
     assert [name for name, _ in found] == ["a.png"]
     assert len(find_inputs([str(tmp_path / "out")], output=tmp_path / "out")) == 2
+
+
+def test_masks_are_not_written_among_images(tmp_path):
+    """The mask of a.jpg is a.png, which may be another image."""
+    for name in ("a.jpg", "b.png", "inside/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"picture")
+    for given in (str(tmp_path / "a.jpg"), str(tmp_path)):
+        named = [("a.jpg", tmp_path / "a.jpg")], find_inputs([given], output=tmp_path)
+        for files in named:
+            with pytest.raises(UserError, match="choose another folder"):
+                check_apart(files, tmp_path)
+            with pytest.raises(ModelError, match="choose another folder"):
+                exported.check_apart(files, tmp_path)
+    for check in (check_apart, exported.check_apart):
+        check(find_inputs([str(tmp_path)]), tmp_path / "masks")

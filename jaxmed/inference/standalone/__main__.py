@@ -37,11 +37,13 @@ def main(arguments: list[str] | None = None, *, model: str | None = None) -> int
         if given.model is None:
             raise ModelError("--model is missing")
         opened = load(given.model)
+        output = Path(given.output)
         named = find(given.images)
+        if opened.description["task"] == "segmentation":
+            check_apart(named, output)
     except ModelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    output = Path(given.output)
     output.mkdir(parents=True, exist_ok=True)
     return 2 if predict_files(opened, named, output) else 0
 
@@ -67,6 +69,19 @@ def find(given: list[str]) -> list[tuple[str, Path]]:
     if not found or len(set(stems)) < len(stems):
         raise ModelError("no images found" if not found else "two images have one name; part them")
     return found
+
+
+def check_apart(named: list[tuple[str, Path]], output: Path) -> None:
+    """Make sure that no mask, which has the name of its image, is written among images.
+
+    Raises:
+        ModelError: one would be.
+    """
+    for name, path in named:
+        if (output / name).parent.resolve() == path.parent.resolve():
+            raise ModelError(
+                f"--output={output}: masks would be written among the images; choose another folder"
+            )
 
 
 def predict_files(model: Model, named: list[tuple[str, Path]], output: Path) -> int:

@@ -45,12 +45,6 @@ class Contents:
         if not self.is_folder and not zipfile.is_zipfile(self.path):
             raise ModelError(f"{path}: is no exported model or is damaged; export it again")
 
-    def __contains__(self, name: str) -> bool:
-        if self.is_folder:
-            return (self.path / name).is_file()
-        with zipfile.ZipFile(self.path) as archive:
-            return name in archive.namelist()
-
     def read(self, name: str, *, most: int = MOST_BYTES) -> bytes:
         """One part, whole.
 
