@@ -11,6 +11,7 @@ from absl import flags
 from jaxmed.build import cli
 
 OUTPUT = flags.DEFINE_string("output", "runs/demo", "Folder for the runs; those in it go on.")
+SHARE = flags.DEFINE_float("share", 1.0, "Of the steps: less is quicker, and worse.", 0.0, 1.0)
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 # Config, preset, score to show, and steps: a fraction of what the plan would choose, so that all is
@@ -41,6 +42,7 @@ def main(positional: list[str]) -> None:
         workdir = Path(OUTPUT.value) / run.replace(":", "_")
         print(f"\n== {run} ==", flush=True)
         config = runpy.run_path(str(CONFIGS / f"{config_name}.py"))["get_config"](preset)
+        steps = max(3, round(SHARE.value * steps))
         length = {"training.steps": steps, "training.evaluate_every": steps // 3}
         update(config, length, where="demo")
         if not train_run(config, workdir):
