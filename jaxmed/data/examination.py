@@ -322,7 +322,9 @@ def _outlying(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:
     for name in looks[rows[0]].numbers:
         values = np.array([looks[row].numbers.get(name, np.nan) for row in rows])
         scale = np.median(np.abs(values)) or 1.0
-        folded = np.arcsinh(values / scale)
+        # Of numbers that may be 0 or below, which have no logarithm, what comes nearest to it; it
+        # would hardly tell a tenth of the median, such as a spacing in cm, from the median.
+        folded = np.log(values) if (values > 0).all() else np.arcsinh(values / scale)
         middle = np.median(folded)
         # A number that is the same in nearly all cases has no spread of its own.
         spread = max(1.4826 * float(np.median(np.abs(folded - middle))), LEAST_SPREAD)

@@ -26,6 +26,8 @@ from jaxmed.evaluation.views import View, choose_view, window
 TRUTH_COLOUR = "#56B4E9"
 PREDICTION_COLOUR = "#E69F00"
 CLASS_COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2")
+IGNORED_COLOUR = "#8C6BFF"
+"""Of hatches, which must show on a dark surround, as that of padding, and on white alike."""
 
 _TITLE_LETTERS = 40
 _LABEL_LETTERS = 16
@@ -249,7 +251,7 @@ def _draw_mask(axis: Axes, mask: np.ndarray, *, colour: str | None, style: str) 
             )
     ignored = mask == -1
     if ignored.any():
-        axis.contourf(
+        hatches = axis.contourf(
             columns,
             rows,
             ignored.astype(float),
@@ -257,6 +259,8 @@ def _draw_mask(axis: Axes, mask: np.ndarray, *, colour: str | None, style: str) 
             colors="none",
             hatches=["////"],
         )
+        hatches.set_edgecolor(IGNORED_COLOUR)
+        hatches.set_linewidth(0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,6 +66,14 @@ def test_broken_constant_and_outlying_cases_are_named():
     assert source.ids[6] not in outlying
 
 
+@pytest.mark.parametrize("factor", [0.1, 0.4, 2.5, 10])
+def test_sizes_far_below_most_stand_out_as_those_far_above_do(factor):
+    source = phantoms("segmentation")
+    changed = Changed(source, {5: {"spacing": source[5]["spacing"] * factor}})
+    [case] = kinds(changed)["outlying case"][1]
+    assert case.startswith(f"{source.ids[5]}: spacing along axis 0")
+
+
 def test_identical_and_similar_images_are_found_with_where_they_are():
     source = phantoms("classification")
     noise = np.random.default_rng(0).normal(0, 1, source[8]["image"].shape)

@@ -57,6 +57,24 @@ def test_truth_and_prediction_differ_in_colour_and_line():
     assert lines == colours
 
 
+@pytest.mark.parametrize("shade", [0, 128, 255])
+def test_ignored_voxels_are_hatched_so_that_it_shows(shade):
+    mask = np.zeros((16, 16), np.int32)
+    mask[:8] = -1
+    image = np.full((16, 16, 1), shade, np.uint8)
+    image[0, 0], image[0, 1] = 0, 255  # else of one value, and drawn black
+    pictures = []
+    for shown in (None, mask):
+        figure = Figure(figsize=(2, 2))
+        axis = figure.add_axes((0, 0, 1, 1))
+        draw_case(axis, image, mask=shown, title="-")
+        axis.images[0].set_clim(0, 1)
+        axis.images[0].set_data(image[..., 0] / 255)
+        pictures.append(imageio.imread(figure_to_png(figure))[..., :3].astype(int))
+    changed = np.abs(pictures[1] - pictures[0]).max(-1) > 60
+    assert changed[20:75].mean() > 0.05 and not changed[100:150].any()
+
+
 def test_outline_runs_along_the_border_of_the_mask():
     axis, mask = new_axis(), np.zeros((12, 14), np.int32)
     mask[3:7, 5:9] = 2
