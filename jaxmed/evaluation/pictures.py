@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from jaxmed.evaluation.views import View, choose_view, window
+from jaxmed.types import UserError
 
 TRUTH_COLOUR = "#56B4E9"
 PREDICTION_COLOUR = "#E69F00"
@@ -48,8 +49,9 @@ def draw_case(
     spacing: np.ndarray | None = None,
     class_names: Sequence[str] = (),
     title: str = "",
+    at: int | None = None,
 ) -> None:
-    """Draw one case; of a volume, the slice of the last axis with the most to see.
+    """Draw one case; of a volume one slice of the last axis, by default that with the most to see.
 
     A volume in RAS order is shown as radiologists look at it: front up, the right side on the left.
 
@@ -67,8 +69,16 @@ def draw_case(
         spacing: (ndim,) mm a voxel, for the proportions of the picture.
         class_names: names of box labels.
         title: clipped; shown as it stands, never read as a formula.
+        at: number of the slice of a volume, from 0.
+
+    Raises:
+        UserError: where the image has no such slice.
     """
     view = choose_view(image.shape[:-1], (true_mask, mask), (true_boxes, boxes))
+    if at is not None:
+        if view.slice is None or not 0 <= at < view.shape[2]:
+            raise UserError(f"at is {at}; an image of shape {view.shape} has no such slice")
+        view = dataclasses.replace(view, slice=at)
     shown = window(view.cut(image))
     axis.imshow(
         shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=view.aspect(spacing)

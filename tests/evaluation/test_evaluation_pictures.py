@@ -16,6 +16,7 @@ from jaxmed.evaluation.pictures import (
     figure_to_png,
 )
 from jaxmed.evaluation.views import choose_view, window
+from jaxmed.types import UserError
 
 
 def new_axis():
@@ -112,6 +113,25 @@ def test_volume_is_seen_front_up_and_right_side_left():
     assert view.rectangle(box + [0, 0, 1, 0, 0, 1]) is None
     # A pixel is as wide as x and as high as y.
     assert view.aspect(np.array([0.5, 2.0, 3.0])) == 4.0
+
+
+def test_any_slice_of_a_volume_can_be_drawn():
+    volume = np.zeros((6, 7, 9, 1), np.float32)
+    volume[5, 6, 4] = 1
+    mask = (volume[..., 0] > 0).astype(np.int32)
+    axes = [new_axis() for _ in range(2)]
+    for axis, at in zip(axes, (4, 0), strict=True):
+        draw_case(axis, volume, mask=mask, at=at)
+        assert f"slice {at + 1} of 9" in axis.get_title()
+    bright, dark = (axis.images[0].get_array() for axis in axes)
+    assert bright[0, 0] == 1 and not dark.any()
+    assert len(axes[0].collections) == 1 and not axes[1].collections
+
+
+@pytest.mark.parametrize("shape, at", [((6, 7, 9), 9), ((6, 7, 9), -1), ((6, 7), 0)])
+def test_slices_that_there_are_not_are_refused(shape, at):
+    with pytest.raises(UserError, match=f"at is {at}"):
+        draw_case(new_axis(), np.zeros((*shape, 1), np.float32), at=at)
 
 
 @pytest.mark.parametrize("channels, shape", [(1, (8, 8)), (3, (8, 8, 3)), (4, (8, 8)), (2, (8, 8))])
