@@ -22,7 +22,10 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder for the trials, the table a
 TRIALS = flags.DEFINE_integer("trials", 20, "Of the whole sweep.", lower_bound=1)
 SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["tpe", "random", "grid"], "What to try next.")
 PRUNER = flags.DEFINE_enum(
-    "pruner", "asha", ["asha", "median", "none"], "Which trials end early, by their scores."
+    "pruner",
+    "asha",
+    ["asha", "median", "none"],
+    "Which trials end early, by their scores from the first evaluation on.",
 )
 SEEDS = flags.DEFINE_integer("seeds", 1, "Models of each trial; their mean counts.", lower_bound=1)
 TOGETHER = flags.DEFINE_integer(

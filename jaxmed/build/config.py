@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -249,12 +250,19 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write to, which then becomes `path` at once: readers never see half a file."""
+    draft = path.with_name(path.name + ".part")
+    yield draft
+    os.replace(draft, path)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON at once: readers see the old file or the new one, never half of it."""
     text = json.dumps(content, indent=2, sort_keys=False, allow_nan=False)
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    with replacing(path) as draft:
+        draft.write_text(text + "\n", encoding="utf-8")
 
 
 def read_run(workdir: Path) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def train_run(
     *,
     dry_run: bool = False,
     watch: Callable[[int, Any], bool] | None = None,
+    stop: StopSignal | None = None,
 ) -> bool:
     """Train in `workdir`, or go on where a run in it stopped; then evaluate the best checkpoint.
 
@@ -83,6 +84,8 @@ def train_run(
         workdir: made where missing.
         dry_run: only print the config, shapes, parameters and the memory of a step.
         watch: told of each evaluation, see `jaxmed.training.loop.train`; may end it early.
+        stop: listens while it trains; its `requested` says afterwards whether a signal stopped it,
+            also where `watch` ended it at the same time.
 
     Returns:
         Whether it came to its end; False where a signal or `watch` stopped it.
@@ -98,8 +101,8 @@ def train_run(
     elif is_first():
         make_folder(workdir)
         with hold_workdir(workdir):
-            return _train_in(workdir, config, dry_run=False, watch=watch)
-    return _train_in(workdir, config, dry_run=dry_run, watch=watch)
+            return _train_in(workdir, config, dry_run=False, watch=watch, stop=stop)
+    return _train_in(workdir, config, dry_run=dry_run, watch=watch, stop=stop)
 
 
 def _train_in(
@@ -108,6 +111,7 @@ def _train_in(
     *,
     dry_run: bool,
     watch: Callable[[int, Any], bool] | None,
+    stop: StopSignal | None,
 ) -> bool:
     """The same in a folder that is there, and that nobody else trains in."""
     members = plan_members(config)
@@ -164,7 +168,7 @@ def _train_in(
         ids = {part: [source.ids[i] for i in rows] for part, rows in split.items()}
         write_json(workdir / SPLIT_FILE, ids)
     try:
-        finished = _train(experiment, source, split, workdir, watch)
+        finished = _train(experiment, source, split, workdir, watch, stop or StopSignal())
     except TrainingDiverged as error:
         if not (members and has_checkpoints(workdir)):
             raise
@@ -252,6 +256,7 @@ def _train(
     split: Mapping[str, Sequence[int]],
     workdir: Path,
     watch: Callable[[int, Any], bool] | None,
+    stop: StopSignal,
 ) -> bool:
     """The training itself; whether it came to its end."""
     config, rows = experiment.config, rows_of(split, "train")
@@ -274,7 +279,7 @@ def _train(
         def read(row: int) -> Example:
             return prepare(source[row])
 
-    with Checkpoints(workdir / "checkpoints") as checkpoints, StopSignal() as stop:
+    with Checkpoints(workdir / "checkpoints") as checkpoints, stop:
         held = hold_cases(experiment, read, rows)
         lifted = experiment.lift(None if held is None else held.arrays)
         cases = None if held is None else held.cases

@@ -45,8 +45,7 @@ class Study:
         folder: holds study.db and locks/.
         space: of the search.
         sampler: one of `SAMPLERS`.
-        pruner: one of `PRUNERS`.
-        first_rung: steps after which `asha` first compares trials.
+        pruner: one of `PRUNERS`; `asha` needs `set_first_rung` before the first score.
         seed: of the sampler, together with the number of trials: one that goes on does not repeat.
     """
 
@@ -57,10 +56,10 @@ class Study:
         *,
         sampler: str = "tpe",
         pruner: str = "asha",
-        first_rung: int = 50,
         seed: int = 0,
     ):
         self._space, self._sampler, self._seed = space, sampler, seed
+        self._pruner, self._first_rung = pruner, 0
         self._locks = folder / "locks"
         self._locks.mkdir(parents=True, exist_ok=True)
         self._held: dict[int, Lock] = {}
@@ -73,7 +72,7 @@ class Study:
                 study_name="sweep",
                 load_if_exists=True,
                 direction="maximize",
-                pruner=_make_pruner(pruner, first_rung),
+                pruner=_make_pruner(pruner, 1),
             )
             if sampler == "grid":
                 self._enqueue_grid()
@@ -121,12 +120,18 @@ class Study:
         with self._alone():
             found = self._study.get_trials(deepcopy=False)
             for trial in found:
-                group = trial.user_attrs.get("group", [trial.number])
-                if trial.state is TrialState.RUNNING and self._hold(group[0]):
-                    running = [n for n in group if found[n].state is TrialState.RUNNING]
-                    for number in running:
-                        self._suggest(number)  # where it was lost before it had all values
-                    return running
+                if trial.state is not TrialState.RUNNING:
+                    continue
+                group = self.group(trial.number)
+                if not self._hold(group[0]):
+                    continue
+                running = self.running(group)  # now that no other worker can end them any more
+                if not running:
+                    self.release(group[0])
+                    continue
+                for number in running:
+                    self._suggest(number)  # where it was lost before it had all values
+                return running
             waiting = sum(trial.state is TrialState.WAITING for trial in found)
             begun = len(found) - waiting
             count = min(at_once, trials - begun)
@@ -139,8 +144,8 @@ class Study:
                 self._study.sampler = self._make_sampler(begun + len(numbers))
                 numbers.append(self._study.ask().number)
                 self._suggest(numbers[-1])
-            for number in numbers:
-                self.note(number, group=numbers)
+            if count > 1:
+                self.note(numbers[0], group=numbers)  # of all of them, in one go
             self._hold(numbers[0])
             return numbers
 
@@ -171,8 +176,10 @@ class Study:
 
     def _make_sampler(self, number: int) -> Any:
         seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
-        if self._sampler == "tpe":
-            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+        if self._sampler == "tpe":  # which takes trials that are under way for bad ones
+            return optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=STARTUP, constant_liar=True
+            )
         return optuna.samplers.RandomSampler(seed=seed)
 
     def _trial(self, number: int) -> Any:
@@ -214,12 +221,29 @@ class Study:
 
     def group(self, number: int) -> list[int]:
         """The trials that were begun together, in order; mostly the trial alone."""
-        return list(self.facts(number).get("group", [number]))
+        for trial in self._study.get_trials(deepcopy=False):
+            if number in (group := trial.user_attrs.get("group", ())):
+                return list(group)
+        return [number]
 
     def running(self, numbers: Sequence[int]) -> list[int]:
         """Those of some trials that are not over."""
         found = self._study.get_trials(deepcopy=False)
         return [n for n in numbers if found[n].state is TrialState.RUNNING]
+
+    def set_first_rung(self, steps: int) -> None:
+        """Say after how many steps `asha` first compares trials; of a study the first word counts.
+
+        So that all workers, and all who go on with it, compare trials after the same steps.
+        """
+        if self._first_rung:
+            return
+        with self._alone():
+            known = self._study.user_attrs.get("first_rung")
+            if known is None:
+                self._study.set_user_attr("first_rung", steps)
+        self._first_rung = known or steps
+        self._study.pruner = _make_pruner(self._pruner, self._first_rung)
 
     def report(self, number: int, step: int, score: float) -> bool:
         """Note a score under way; whether the pruner would end the trial there.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from jaxmed.build.checks import check_numbers
 from jaxmed.build.config import differences, flatten, write_json
 from jaxmed.build.locks import Lock
 from jaxmed.build.prepared import check_place
-from jaxmed.build.resolve import evaluations_apart
+from jaxmed.build.runs import cut_split
 from jaxmed.build.study import PRUNERS, SAMPLERS, Study
 from jaxmed.build.sweep_output import write_sweep
-from jaxmed.build.sweep_space import Dimension, is_of_numbers, read_space
+from jaxmed.build.sweep_space import Dimension, is_of_numbers, mixed_switch, read_space
 from jaxmed.build.sweep_together import train_together
 from jaxmed.build.sweep_trials import failure, train_one
 from jaxmed.build.workdir import FREE, make_folder
@@ -54,6 +55,9 @@ def sweep_run(
         trials: of the whole sweep.
         sampler: tpe, random or grid.
         pruner: asha, median or none; of trials trained together the worse half stops, or none.
+            asha first compares trials at the first evaluation (`training.evaluate_every`) of the
+            trial that is evaluated first, at the same step for all: where the plan chooses the
+            length, one with a longer training is compared at a smaller share of it.
         seeds: models of each trial, which differ in their random numbers; the mean counts.
         together: trials trained as one program.
 
@@ -72,29 +76,20 @@ def sweep_run(
     _write_or_compare(output, config, space, sampler, data)
     if together == 1 and is_of_numbers(space) and trials > 2:
         print("note: these settings could be trained as one program: --together=8, for example")
-    if pruner == "asha" and not (config.training.steps or config.training.evaluate_every):
-        print(
-            "note: the length is left to the plan, so that the first look at a trial may pass over "
-            "several rounds of halving at once; --config.training.steps keeps them apart"
-        )
-    with Study(
-        output,
-        space,
-        sampler=sampler,
-        pruner=pruner,
-        first_rung=evaluations_apart(config),
-        seed=config.seed,
-    ) as study:
+    halving = pruner != "none"
+    with Study(output, space, sampler=sampler, pruner=pruner, seed=config.seed) as study:
         while numbers := study.claim(trials=trials, at_once=together):
             try:
-                if not _work(study, numbers, config, space, output, is_halving=pruner != "none"):
+                _refuse_other_data(config, data)
+                if not _work(study, numbers, config, space, output, data, is_halving=halving):
                     print("stopped; the same command goes on from there")
                     return False
             finally:
                 study.release(study.group(numbers[0])[0])
                 jax.clear_caches()  # programs of other shapes, which no later trial runs
             _refuse_failures(study)
-        write_sweep(output, study, config, space)
+        with _alone(output):
+            write_sweep(output, study, config, space)
         if left := study.waiting():
             print(f"note: {left} combinations of the grid were not tried; --trials={trials + left}")
     return True
@@ -128,6 +123,11 @@ def _check(
             f"--together={together}: models of one program may not differ in all keys of "
             f"{space_file}; leave it out, or keep to numbers that `training.vary` takes"
         )
+    if together > 1 and (key := mixed_switch(space)):
+        raise UserError(
+            f"--together={together}: {key} cannot be on in some models of one program and off in "
+            f"others; take 0 out of its values in {space_file}, or leave --together out"
+        )
     return space
 
 
@@ -137,19 +137,16 @@ def _write_or_compare(
     """Write what the sweep is of, or refuse to go on with another."""
     described = {dimension.key: dimension.told() for dimension in space}
     now = {"config": config.to_dict(), "space": described, "sampler": sampler, "data": data}
-    lock = Lock(output / ".lock")
-    lock.take(wait=True)
+    path = output / SWEEP_FILE
     try:
-        path = output / SWEEP_FILE
-        if not path.is_file():
-            write_json(path, now)
-            return
-        before = json.loads(path.read_text(encoding="utf-8"))
+        with _alone(output):
+            if not path.is_file():
+                write_json(path, now)
+                return
+            before = json.loads(path.read_text(encoding="utf-8"))
         old, new = _flat(before), _flat(now)
     except (ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); restore it, or sweep anew") from error
-    finally:
-        lock.free()
     for key in new:
         if key in FREE or key.startswith("sharding."):
             old[key] = new[key]
@@ -159,6 +156,17 @@ def _write_or_compare(
             f"{output}: holds another sweep ({'; '.join(changed)}); use another --output, or go on "
             "with what it had"
         )
+
+
+@contextlib.contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """While one worker reads or writes the files of all, others wait."""
+    lock = Lock(output / ".lock")
+    lock.take(wait=True)
+    try:
+        yield
+    finally:
+        lock.free()
 
 
 def _flat(sweep: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,10 +186,15 @@ def _work(
     config: ConfigDict,
     space: Sequence[Dimension],
     output: Path,
+    data: str,
     *,
     is_halving: bool,
 ) -> bool:
-    """Train what was claimed; False where a signal stopped it. What fails is noted and left."""
+    """Train what was claimed; False where a signal stopped it. What fails is noted and left.
+
+    Raises:
+        UserError: where the data are broken by now; the trial then goes on once they are mended.
+    """
     group = study.group(numbers[0])
     try:
         if len(group) > 1:
@@ -190,6 +203,8 @@ def _work(
     except Exception as error:
         if isinstance(error, OSError) or disk_fault(error):
             raise  # no fault of the trial, which goes on once that is mended
+        if isinstance(error, UserError):
+            _refuse_other_data(config, data, look_through=True)
         message = failure(error)
         for number in study.running(group):
             study.fail(number, message or f"{type(error).__name__}: {error}")
@@ -197,6 +212,30 @@ def _work(
         if message is None:
             raise
         return True
+
+
+def _refuse_other_data(config: ConfigDict, data: str, *, look_through: bool = False) -> None:
+    """Stop where the data are no longer what they were, which is no fault of a trial's settings.
+
+    Args:
+        config: of the sweep.
+        data: their digest at the beginning.
+        look_through: whether to read all cases, as the beginning of each trial does.
+
+    Raises:
+        UserError: then; what was claimed stays to be gone on with.
+    """
+    try:
+        source = datasets.make_source(config)
+        if digest(source) != data:
+            raise UserError(f"data.path={config.data.path}: the data have changed")
+        if look_through:
+            cut_split(config, source)
+    except UserError as error:
+        raise UserError(
+            f"{error}\nNo trial is to blame for the data: once they are as they were, the same "
+            "command goes on"
+        ) from error
 
 
 def _refuse_failures(study: Study) -> None:

@@ -11,7 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jaxmed.build.config import base_config, config_of_run, flatten, read_run, update
+from jaxmed.build.config import (
+    base_config,
+    config_of_run,
+    flatten,
+    read_run,
+    replacing,
+    update,
+)
 from jaxmed.build.members import read_members
 from jaxmed.build.study import Study
 from jaxmed.build.sweep_space import Dimension
@@ -48,14 +55,15 @@ def get_config():
 
 
 def write_sweep(output: Path, study: Study, config: ConfigDict, space: Sequence[Dimension]) -> None:
-    """Write and print everything that a sweep gives."""
+    """Write and print everything that a sweep gives; to be called by one worker at a time."""
     trials = study.trials()
     ranked = rank_trials(trials)
     keys = [dimension.key for dimension in space]
     done = [trial for trial in ranked if trial.state == "finished"]
     name = study.facts(done[0].number).get("score_name", "score") if done else "score"
     _print_table(ranked, keys, name)
-    write_ranking(output / "ranking.csv", ranked, keys)
+    with replacing(output / "ranking.csv") as draft:
+        write_ranking(draft, ranked, keys)
     winner = ""
     if done:
         facts = study.facts(done[0].number)
@@ -74,18 +82,19 @@ def write_sweep(output: Path, study: Study, config: ConfigDict, space: Sequence[
     notes = [f"{running} trials were still running when this was written."] if running else []
     for note in notes:
         print(f"note: {note}")
-    write_sweep_page(
-        output / "sweep.html",
-        title=f"Sweep of {config.task} on {config.data.name or config.data.layout}",
-        trials=trials,
-        space={dimension.key: dimension.told() for dimension in space},
-        log_keys=[dimension.key for dimension in space if dimension.log],
-        importance=importance,
-        importance_step=at_step,
-        score_name=name,
-        winner=winner,
-        notes=notes,
-    )
+    with replacing(output / "sweep.html") as draft:
+        write_sweep_page(
+            draft,
+            title=f"Sweep of {config.task} on {config.data.name or config.data.layout}",
+            trials=trials,
+            space={dimension.key: dimension.told() for dimension in space},
+            log_keys=[dimension.key for dimension in space if dimension.log],
+            importance=importance,
+            importance_step=at_step,
+            score_name=name,
+            winner=winner,
+            notes=notes,
+        )
     print(f"page: {output / 'sweep.html'}")
 
 
@@ -129,7 +138,8 @@ def write_winner(path: Path, workdir: Path, model: str | None) -> None:
     settings = {k: v for k, v in flatten(config).items() if v != defaults[k]}
     lines = "".join(f"    {key!r}: {_plain(value)!r},\n" for key, value in settings.items())
     text = _WINNER.format(task=config.task, settings="{\n" + lines + "}")
-    path.write_text(text, encoding="utf-8")
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

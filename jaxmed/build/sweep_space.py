@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxmed.build.checks import check_numbers, useless_keys
 from jaxmed.build.config import flatten, update
-from jaxmed.build.members import VARIABLE
+from jaxmed.build.members import SWITCHES, VARIABLE
 from jaxmed.build.workdir import FREE
 from jaxmed.types import UserError
 
@@ -150,6 +150,15 @@ def _parse(text: str) -> Any:
 def is_of_numbers(space: Sequence[Dimension]) -> bool:
     """Whether models with all settings of the space can be trained as one program."""
     return all(dimension.key in VARIABLE for dimension in space)
+
+
+def mixed_switch(space: Sequence[Dimension]) -> str | None:
+    """A key that can be both 0 and more, which models of one program cannot be."""
+    for dimension in space:
+        ends = dimension.choices or (dimension.low, dimension.high)
+        if dimension.key in SWITCHES and 0 in ends and any(ends):
+            return dimension.key
+    return None
 
 
 def settings_of(space: Sequence[Dimension], params: Mapping[str, Any]) -> dict[str, Any]:

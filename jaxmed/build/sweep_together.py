@@ -38,6 +38,7 @@ from jaxmed.build.sweep_trials import (
 from jaxmed.build.trained import load_run
 from jaxmed.build.workdir import SPLIT_FILE
 from jaxmed.training.checkpoints import Checkpoints
+from jaxmed.training.signals import StopSignal
 from jaxmed.types import UserError
 
 HALVED_FILE = "halved.json"
@@ -74,11 +75,12 @@ def train_together(
             for number in alive:
                 study.note(number, workdir=str(workdir.relative_to(output)))
             watch = _Halving(study, alive, workdir, config.training.seeds, rounds - rung)
-            if train_run(config, workdir, watch=watch):
+            stop = StopSignal()
+            if train_run(config, workdir, watch=watch, stop=stop):
                 _finish(study, alive, workdir, config.training.seeds)
                 return True
-            if not _was_halved(workdir):
-                return False
+            if stop.requested or not _was_halved(workdir):
+                return False  # a round that was halved is gone on with from its file
         halved = json.loads((workdir / HALVED_FILE).read_text(encoding="utf-8"))
         kept = halved["kept"]
         for number in study.running([n for n in alive if n not in kept]):

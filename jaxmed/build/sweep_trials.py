@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed.build.config import update
+from jaxmed.build.config import read_run, update
 from jaxmed.build.runs import train_run
 from jaxmed.build.study import Study
 from jaxmed.build.sweep_space import Dimension, settings_of
 from jaxmed.training.faults import memory_fault
 from jaxmed.training.progress import TrainingDiverged
+from jaxmed.training.signals import StopSignal
 from jaxmed.types import UserError
 
 MOST_RESUMES = 3
@@ -31,6 +32,7 @@ def train_one(
         False where a signal stopped it.
     """
     settings = settings_of(space, study.params(number))
+    stop = StopSignal()
     workdir = output / "trials" / str(number)
     print(f"trial {number}: {tell_settings(settings)}")
     if "pruned" not in study.facts(number):  # otherwise its worker was lost just then
@@ -40,12 +42,13 @@ def train_one(
         update(config, settings, where=f"trial {number}")
 
         def watch(step: int, scores: Any) -> bool:
+            study.set_first_rung(read_run(workdir)["config"]["training"]["evaluate_every"])
             if tell_score(study, number, step, np.ravel(scores).tolist()):
                 study.note(number, pruned=step)
                 return True
             return False
 
-        if train_run(config, workdir, watch=watch):
+        if train_run(config, workdir, watch=watch, stop=stop):
             found = read_summary(workdir)
             entries = found["members"] if config.training.seeds > 1 else [found]
             finish_trial(study, number, entries, found["main_score"], config.training.seeds)
@@ -54,7 +57,7 @@ def train_one(
         return False
     study.prune(number)
     print(f"trial {number}: pruned at step {study.facts(number)['pruned']}")
-    return True
+    return not stop.requested
 
 
 def tell_settings(settings: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """Models trained together: equal to models trained apart, in every task and on any devices."""
 
-import contextlib
 import csv
 import functools
 import json
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from small_runs import prepared_experiment, small_config, take_steps
 
-from jaxmed.build import datasets, runs
+from jaxmed.build import datasets
 from jaxmed.build.config import config_of_run
 from jaxmed.build.evaluations import evaluate_run
 from jaxmed.build.experiment import Experiment
@@ -429,9 +428,7 @@ def test_models_that_were_stopped_early_are_not_called_diverged(tmp_path, capsys
     stop.requested = True
     for more in ({"training.seeds": 2}, {}):
         folder = tmp_path / ("many" if more else "one")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(runs, "StopSignal", lambda: contextlib.nullcontext(stop))
-            assert not train_run(small_config("classification", **settings, **more), folder)
+        assert not train_run(small_config("classification", **settings, **more), folder, stop=stop)
     with pytest.raises(UserError, match="were not evaluated yet; go on with training"):
         load_run(tmp_path / "many")
     evaluate_run(tmp_path / "one")

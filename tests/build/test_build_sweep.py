@@ -20,6 +20,8 @@ from jaxmed.build.runs import train_run
 from jaxmed.build.study import Study
 from jaxmed.build.sweep import MOST_FAILURES, sweep_run
 from jaxmed.build.sweep_space import is_of_numbers, read_space, settings_of
+from jaxmed.build.sweep_together import _Halving
+from jaxmed.data.sources.phantom_files import write_phantoms
 from jaxmed.training.progress import TrainingDiverged
 from jaxmed.types import UserError
 
@@ -40,18 +42,20 @@ def space_file(tmp_path):
     return write
 
 
-def pretend(config, workdir, *, watch=None):
+def pretend(config, workdir, *, watch=None, stop=None):
     """A training whose score is best at a learning rate of 0.01, and grows with the steps."""
     workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "config.json", {"config": config.to_dict(), "data": {}})
     best = 1 - abs(math.log10(config.optimizer.learning_rate) + 2) / 4
+    values = [best + 0.01 * seed for seed in range(config.training.seeds)]
     for step in (2, 4, 8):
-        if watch(step, best - 0.1 / step) and step < 8:
+        if watch(step, [value - 0.1 / step for value in values]) and step < 8:
             return False
-    entry = {"value": best, "low": best - 0.01, "high": best + 0.01, "n": 40}
+    found = [{"value": v, "low": v - 0.01, "high": v + 0.01, "n": 40} for v in values]
+    entries = [{"metrics": {"f1": one}, "step": 8} for one in found]
     folder = workdir / "evaluation" / "val"
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "summary.json", {"main_score": "f1", "metrics": {"f1": entry}, "step": 8})
-    write_json(workdir / "config.json", {"config": config.to_dict(), "data": {}})
+    write_json(folder / "summary.json", {"main_score": "f1", **entries[0], "members": entries})
     return True
 
 
@@ -64,14 +68,15 @@ def opened():
 
 @pytest.fixture
 def sweep(tmp_path, space_file, monkeypatch, opened):
-    """Runs a sweep of pretended trainings; gives its study."""
+    """Runs a sweep of pretended trainings to its end, or till it stops; gives its study."""
 
-    def run(train=pretend, text=SPACE, **options):
+    def run(train=pretend, text=SPACE, *, data=None, stops=False, **options):
         monkeypatch.setattr(sweep_trials, "train_run", train)
-        config = small_config("classification", **{"optimizer.clip_norm": 0.0})
+        where = {} if data is None else {"layout": "class_folders", "data.path": str(data)}
+        config = small_config("classification", **where, **{"optimizer.clip_norm": 0.0})
         path, output = space_file(text), tmp_path / "out"
         options = {"trials": 8, **options}
-        assert sweep_run(config, path, output, **options)
+        assert sweep_run(config, path, output, **options) is not stops
         return opened(output)
 
     return run
@@ -162,6 +167,7 @@ def test_the_best_is_found_and_the_worse_end_early(sweep, tmp_path):
     assert step == 2
     assert "Trial" in (tmp_path / "out/sweep.html").read_text()
     assert len((tmp_path / "out/ranking.csv").read_text().splitlines()) == 17
+    assert not list((tmp_path / "out").glob("*.part"))
 
 
 def test_going_on_repeats_no_trial_and_more_may_be_asked_for(sweep):
@@ -192,11 +198,11 @@ def test_failures_are_noted_and_left_out(sweep, capsys):
         RuntimeError("RESOURCE_EXHAUSTED: out of memory allocating 9 bytes"),
     ]
 
-    def train(config, workdir, *, watch=None):
+    def train(config, workdir, **more):
         number = int(workdir.name)
         if number < len(faults):
             raise faults[number]
-        return pretend(config, workdir, watch=watch)
+        return pretend(config, workdir, **more)
 
     trials = sweep(train, trials=7).trials()
     assert [trial.state for trial in trials[:4]] == ["failed"] * 4
@@ -210,7 +216,7 @@ def test_failures_are_noted_and_left_out(sweep, capsys):
 
 
 def test_where_all_fails_the_sweep_ends(sweep):
-    def train(config, workdir, *, watch=None):
+    def train(config, workdir, **more):
         raise UserError("no such file")
 
     with pytest.raises(UserError, match=rf"first {MOST_FAILURES} trials failed.*no such file"):
@@ -218,7 +224,7 @@ def test_where_all_fails_the_sweep_ends(sweep):
 
 
 def test_a_fault_of_the_program_is_not_passed_over(sweep, tmp_path, opened):
-    def train(config, workdir, *, watch=None):
+    def train(config, workdir, **more):
         raise ZeroDivisionError("a bug")
 
     with pytest.raises(ZeroDivisionError):
@@ -228,7 +234,7 @@ def test_a_fault_of_the_program_is_not_passed_over(sweep, tmp_path, opened):
 
 
 def test_a_full_disk_fails_no_trial(sweep, tmp_path, opened):
-    def train(config, workdir, *, watch=None):
+    def train(config, workdir, **more):
         raise UserError("cannot save") from OSError(28, "No space left on device")
 
     with pytest.raises(UserError):
@@ -238,6 +244,73 @@ def test_a_full_disk_fails_no_trial(sweep, tmp_path, opened):
     after = sweep(trials=1).trials()
     assert [before.state, after[0].state] == ["running", "finished"]
     assert before.params == after[0].params
+
+
+@pytest.mark.parametrize("ends", ["finished", "failed"])
+def test_lost_data_fail_no_trial(sweep, tmp_path, opened, ends):
+    data = tmp_path / "data"
+    write_phantoms(data, layout="class_folders", size=32, count=12)
+    lost = sorted(data.rglob("*.png"))[3]
+    pixels = lost.read_bytes()
+
+    def train(config, workdir, **more):
+        if workdir.name == "1":
+            lost.unlink()
+            if ends == "failed":
+                raise UserError(f"{lost}: no such file")
+        return pretend(config, workdir, **more)
+
+    with pytest.raises(UserError, match=r"(?s)data have changed.No trial is to blame"):
+        sweep(train, data=data, pruner="none", trials=4)
+    states = [trial.state for trial in opened(tmp_path / "out").trials()]
+    # Nothing is trained on what is left.
+    assert states == ["finished", *{"finished": ["finished"], "failed": []}[ends], "running"]
+    lost.write_bytes(pixels)
+    after = sweep(data=data, pruner="none", trials=4).trials()
+    assert [trial.state for trial in after] == ["finished"] * 4
+
+
+def test_asha_compares_after_the_steps_of_the_first_evaluation_of_all(sweep):
+    def train(config, workdir, **more):
+        # As the plan chooses it, for each trial by itself.
+        config.training.evaluate_every = 4 if workdir.name == "0" else 2
+        return pretend(config, workdir, **more)
+
+    early = [trial.step for trial in sweep(train, trials=12).trials() if trial.state == "pruned"]
+    assert len(early) > 2
+    assert set(early) == {4}
+
+
+def test_the_mean_over_seeds_counts(sweep, tmp_path):
+    text = "optimizer.learning_rate: [0.01, 0.1]"
+    trials = sweep(text=text, sampler="grid", pruner="none", seeds=3).trials()
+    best = max(trials, key=lambda trial: trial.score)
+    assert best.params["optimizer.learning_rate"] == 0.01
+    assert best.score == pytest.approx(1.01)
+    assert best.seeds == pytest.approx((1, 1.01, 1.02))
+    assert best.curve[2] == pytest.approx(1.01 - 0.05)
+    assert (best.low, best.high) == pytest.approx((1.0, 1.02))
+    assert runpy.run_path(str(tmp_path / "out/best.py"))["get_config"]().training.seeds == 3
+
+
+def test_a_signal_at_the_evaluation_that_prunes_ends_the_sweep(sweep):
+    def train(config, workdir, *, watch, stop):
+        finished = pretend(config, workdir, watch=watch)
+        stop.requested = not finished
+        return finished
+
+    states = [trial.state for trial in sweep(train, stops=True).trials()]
+    assert states == ["finished"] * (len(states) - 1) + ["pruned"]
+    assert len(states) < 8
+    after = [trial.state for trial in sweep().trials()]
+    assert (len(after), after[: len(states)]) == (8, states)
+
+
+@pytest.mark.parametrize("values", ["[0.0, 0.9]", "{low: 0.0, high: 0.9}"])
+def test_what_one_program_cannot_mix_is_refused_before_it_begins(sweep, tmp_path, values):
+    with pytest.raises(UserError, match=r"ema cannot be on.*take 0 out of its values in .*space"):
+        sweep(text=f"optimizer.ema: {values}", together=4)
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_sweep_in_the_same_folder_is_refused(sweep):
@@ -286,6 +359,29 @@ def test_workers_share_a_study_and_take_up_what_another_lost(tmp_path, space_fil
     assert [trial.state for trial in one.trials()] == ["finished", "running"]
 
 
+def test_a_group_is_taken_up_whole_and_nothing_that_another_just_ended(
+    tmp_path, space_file, opened, monkeypatch
+):
+    space = read_space(space_file(SPACE), small_config("classification"))
+    one, other = (opened(tmp_path / "study", space) for _ in range(2))
+    assert one.claim(trials=5, at_once=3) == [0, 1, 2]
+    assert [one.group(number) for number in range(3)] == [[0, 1, 2]] * 3
+    one.finish(0, 0.5)
+    one.release(0)
+    assert other.claim(trials=5, at_once=3) == [1, 2]
+    hold = one._hold
+
+    def hold_late(number):
+        if other.running([1, 2]):  # this one has looked, and still takes them for running
+            other.finish(1, 0.5)
+            other.finish(2, 0.5)
+            other.release(0)
+        return hold(number)
+
+    monkeypatch.setattr(one, "_hold", hold_late)
+    assert one.claim(trials=4) == [3]
+
+
 def test_what_kills_its_process_time_and_again_is_given_up(tmp_path, space_file, opened):
     space = read_space(space_file(SPACE), small_config("classification"))
     study = opened(tmp_path / "study", space)
@@ -305,7 +401,7 @@ from small_runs import small_config
 from test_build_sweep import pretend
 from jaxmed.build import sweep, sweep_trials
 
-def train(config, workdir, *, watch):
+def train(config, workdir, *, watch, stop):
     def watch_and_die(step, score):
         ends = watch(step, score)
         if workdir.name == "2" and step == 4:
@@ -343,6 +439,17 @@ def together(tmp_path_factory):
     (folder / "space.yaml").write_text("optimizer.learning_rate: [1e-4, 1e-3, 1e-2, 1e-1]")
     config = small_config("classification")
     options = {"trials": 4, "sampler": "grid", "together": 4}
+    halve = _Halving.__call__
+
+    def halve_and_signal(self, step, scores):
+        if ends := halve(self, step, scores):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return ends
+
+    with pytest.MonkeyPatch.context() as patch:  # a signal at the very evaluation that halves
+        patch.setattr(_Halving, "__call__", halve_and_signal)
+        assert not sweep_run(config, folder / "space.yaml", folder / "out", **options)
+    assert not (folder / "out/together/0/rung1").exists()
     assert sweep_run(config, folder / "space.yaml", folder / "out", **options)
     return folder / "out"
 
