@@ -13,7 +13,8 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check $(PIP_QUIET)
 TESTS ?=
-# Processes that share the tests, a file each; compiling, which takes most of the time, uses one core.
+# Processes that share the tests, a file each, and the notebooks; compiling, which takes most of the
+# time, uses one core.
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
@@ -51,9 +52,8 @@ slow: test-tools ## Run the tests that train a model or start processes
 	$(PY) -m pytest -q -n $(JOBS) --dist loadfile --durations=20 -m slow $(TESTS)
 
 notebook: test-tools ## Run every notebook from top to bottom
-	@set -e; for notebook in notebooks/*.ipynb; do \
-	  echo "$$notebook"; $(BIN)/jupyter-execute --timeout=1200 "$$notebook"; \
-	done
+	@printf '%s\n' notebooks/*.ipynb | xargs -P $(JOBS) -I{} sh -c \
+	  '$(BIN)/jupyter-execute --timeout=1200 "$$0" && echo "passed: $$0" || { echo "failed: $$0"; exit 1; }' {}
 
 wheel: test-tools ## Build the wheel and try it in a clean environment, away from this folder
 	@VENV="$(VENV)" PIP="$(PIP)" sh .ci/wheel
