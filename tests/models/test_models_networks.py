@@ -175,3 +175,57 @@ def test_per_axis_checks_the_number_of_axes():
 def test_unknown_norm_lists_what_there_is():
     with pytest.raises(ValueError, match="batch, instance, group, none"):
         init(UNet(2, features=(4, 8), norm="layer"), jnp.ones((1, 8, 8, 1)))
+
+
+NETWORKS = {
+    "resnet": lambda ndim: ResNet(3, ResNetBackbone(width=4, stem_strides=4)),
+    # A volume of depth one is not shrunk along it.
+    "unet": lambda ndim: UNet(3, features=(4, 8, 8), strides=((2, 2, 1)[:ndim],) * 2),
+}
+
+
+def with_depth(flat, deep):
+    """Parameters of a 2-D network put into those of its 3-D twin: kernels into the middle plane."""
+
+    def put(own, like):
+        if own.shape == like.shape:
+            return own
+        assert own.ndim == 4 and like.ndim == 5
+        planes = [own if i == like.shape[2] // 2 else 0 * own for i in range(like.shape[2])]
+        return jnp.stack(planes, 2)
+
+    return jax.tree.map(put, flat, deep)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_volume_of_depth_one_equals_an_image(name):
+    images = jax.random.normal(KEY, (2, 32, 32, 1))
+    volumes = images[:, :, :, None]
+    flat, deep = NETWORKS[name](2), NETWORKS[name](3)
+    variables = init(flat, images)
+    same = with_depth(variables, jax.eval_shape(deep.init, KEY, volumes))
+    expected = jax.jit(flat.apply)(variables, images)
+    found = jax.jit(deep.apply)(same, volumes)
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet", "unet", "detector"])
+def test_gradients_are_finite_and_reach_every_parameter(name):
+    images = jax.random.normal(KEY, (4, 32, 32, 1))
+    detector = Detector(3, ResNetBackbone(width=4, stem_strides=2), levels=(1, 2, 3), features=8)
+    model = detector if name == "detector" else NETWORKS[name](2)
+    variables = init(model, images)
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            given = {**variables, "params": params}
+            out, _ = model.apply(given, images, train=True, mutable=["batch_stats"])
+            # Weighted at random: what is normalised has a mean that nothing changes.
+            leaves = [x for x in jax.tree.leaves(out) if jnp.issubdtype(x.dtype, jnp.floating)]
+            return sum((x * jax.random.normal(KEY, x.shape)).sum() for x in leaves)
+
+        return jax.grad(loss)(params)
+
+    for path, found in jax.tree_util.tree_leaves_with_path(gradient(variables["params"])):
+        assert np.isfinite(found).all() and np.any(found), jax.tree_util.keystr(path)
