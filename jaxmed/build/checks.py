@@ -93,6 +93,15 @@ def _leaves(value: Any) -> list[Any]:
     return [leaf for v in value for leaf in _leaves(v)] if isinstance(value, tuple) else [value]
 
 
+INSTEAD = {
+    "model.width": "model.features",
+    "model.features": "model.width",
+    "model.stem_strides": "model.strides",
+    "model.strides": "model.stem_strides",
+}
+"""What sets the same of the networks that have no use for a key."""
+
+
 def useless_keys(config: ConfigDict) -> list[str]:
     """Keys that this task, layout and model have no use for."""
     task, layout, model = config.task, config.data.layout, config.model.name

@@ -158,7 +158,7 @@ def _write_report(
         data=run.info.name,
         checkpoint=checkpoint,
         ranked_by=RANKED_BY[run.info.task],
-        warnings=warnings_of_run(run, summaries, findings, looked=looked),
+        warnings=warnings_of_run(run, summaries, findings, split, looked=looked),
         notes=run.run["data"]["notes"],
         split=split,
         findings=findings,

@@ -22,7 +22,7 @@ from jaxmed.training.processes import gather_rows, is_first, share_of
 from jaxmed.types import Example, Source, UserError
 
 FAMILIARITY_FILE = "familiarity.npz"
-_ARRAYS = ("mean", "precision", "threshold", "layer", "cases", "parameters_sha256")
+_ARRAYS = ("mean", "precision", "threshold", "layer", "cases", "windows", "parameters_sha256")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Judge:
 
     def distances(self, examples: Iterable[Example]) -> Iterator[tuple[Example, float]]:
         """Yield each preprocessed example with its distance, in order."""
-        for example, values in self.read(examples):
-            yield example, float(self.fixed.distance(values[None])[0])
+        for example, windows in self.read.windows(examples):
+            yield example, float(self.fixed.distance([windows])[0])
 
     def note(self, name: str, distance: float) -> str:
         """What to print of a case that is unlike the training images; "" of another."""
@@ -79,7 +79,7 @@ def fix_familiarity(
     if not most or min(map(len, parts)) < FEW_CASES:
         return {}
     read = FeatureReader(RunToExplain(run))
-    train, held_out = (np.stack(list(_features(read, run, source, p).values())) for p in parts)
+    train, held_out = (list(_features(read, run, source, p).values()) for p in parts)
     judge = Judge(Familiarity.fit(train, held_out), len(train), read)
     if is_first():
         np.savez(
@@ -89,6 +89,7 @@ def fix_familiarity(
             threshold=judge.fixed.threshold,
             layer=read.layer.name,
             cases=len(train),
+            windows=sum(map(len, train)),
             parameters_sha256=run.sha256,
             allow_pickle=False,
         )
@@ -103,7 +104,7 @@ def apply_familiarity(
     if judge is None:
         return {}
     found = _features(judge.read, run, source, rows)
-    flags = judge.fixed.is_unfamiliar(np.stack(list(found.values())))
+    flags = judge.fixed.is_unfamiliar(list(found.values()))
     groups = None if source.patients is None else [source.patients[row] for row in found]
     settings = run.experiment.config
     weights = bootstrap_weights(
@@ -138,7 +139,7 @@ def read_familiarity(workdir: Path, run: TrainedRun) -> Judge | None:
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            mean, precision, threshold, layer, cases, sha256 = (arrays[name] for name in _ARRAYS)
+            mean, precision, threshold, layer, cases, _, sha256 = (arrays[n] for n in _ARRAYS)
         fixed = Familiarity(mean, precision, float(threshold))
         if precision.shape != (len(mean), len(mean)) or not np.isfinite(precision).all():
             raise ValueError("numbers are damaged")
@@ -156,8 +157,8 @@ def read_familiarity(workdir: Path, run: TrainedRun) -> Judge | None:
 def _features(
     read: FeatureReader, run: TrainedRun, source: Source, rows: Sequence[int]
 ) -> dict[int, np.ndarray]:
-    """Features of cases by row, each process reading its share."""
+    """Features (windows, channels) of cases by row, each process reading its share."""
     prepare, own = run.experiment.prepare, share_of(rows)
-    found = read(prepare(source[row]) for row in own)
+    found = read.windows(prepare(source[row]) for row in own)
     by_row = {row: {"x": values} for row, (_, values) in zip(own, found, strict=True)}
     return {row: values["x"] for row, values in gather_rows(by_row).items()}

@@ -19,7 +19,7 @@ _MOST_WINDOWS = 8
 
 
 class FeatureReader:
-    """The means of a layer over a case, of one larger than the network's input over its windows.
+    """The means of a layer over the windows of cases, or over whole cases.
 
     Args:
         explained: the run, and which of its models.
@@ -34,6 +34,11 @@ class FeatureReader:
 
     def __call__(self, examples: Iterable[Example]) -> Iterator[tuple[Example, np.ndarray]]:
         """Yield each preprocessed example with its features (channels,), in order."""
+        for example, windows in self.windows(examples):
+            yield example, windows.mean(axis=0)
+
+    def windows(self, examples: Iterable[Example]) -> Iterator[tuple[Example, np.ndarray]]:
+        """Yield each preprocessed example with those of its windows (windows, channels)."""
         size = self._config.evaluation.batch_size or self._config.data.batch_size
         cases: list[Example] = []
         parts: list[list[np.ndarray]] = []
@@ -56,7 +61,7 @@ class FeatureReader:
         ]
         ends = np.cumsum([len(part) for part in parts])
         for example, part, end in zip(cases, parts, ends, strict=True):
-            yield example, np.mean(found[end - len(part) : end], axis=0)
+            yield example, np.stack(found[end - len(part) : end])
 
     def _windows(self, example: Example) -> list[np.ndarray]:
         image = example["image"]

@@ -45,8 +45,10 @@ def is_large(path: Path, run: TrainedRun) -> bool:
     return len(shape) == 3 and math.prod(shape[:-1]) > LARGE
 
 
-def predict_large(path: Path, index: int, name: str, run: TrainedRun, writer: Any) -> str:
-    """Predict one large picture and hand it to the writer; returns what to say of it.
+def predict_large(
+    path: Path, index: int, name: str, run: TrainedRun, writer: Any
+) -> tuple[str, tuple[str, ...]]:
+    """Predict one large picture and hand it to the writer.
 
     Segmentation is the same as of the whole: only windows are held, and of instances the rows that
     they reach over. Detection sees tiles as large as the images it was trained on, each as a case
@@ -60,6 +62,9 @@ def predict_large(path: Path, index: int, name: str, run: TrainedRun, writer: An
         run: a 2-D segmentation or detection.
         writer: a MaskWriter or BoxWriter.
 
+    Returns:
+        What to say of it, and what its reader noted.
+
     Raises:
         UserError: the file is broken, or would have to be resampled.
     """
@@ -67,9 +72,11 @@ def predict_large(path: Path, index: int, name: str, run: TrainedRun, writer: An
     if isinstance(writer, MaskWriter):
         bands = run.predict.bands(picture.prepared)
         rows = run.experiment.task.restore_bands(bands)
-        return writer.add_rows(name, picture.corner, rows, shape=picture.shape[:-1])
-    assert isinstance(writer, BoxWriter)
-    return writer.add(index, name, picture.corner, _detect(picture, run))
+        told = writer.add_rows(name, picture.corner, rows, shape=picture.shape[:-1])
+    else:
+        assert isinstance(writer, BoxWriter)
+        told = writer.add(index, name, picture.corner, _detect(picture, run))
+    return told, tuple(picture.notes)
 
 
 class _LargePicture:
@@ -79,6 +86,7 @@ class _LargePicture:
         shape: (rows, columns, channels) of the file.
         corner: the first pixel with the geometry of the file.
         prepared: the whole, ready for the network, on the file's own grid.
+        notes: of the reader, on the parts read so far.
     """
 
     def __init__(self, path: Path, run: TrainedRun):
@@ -86,6 +94,7 @@ class _LargePicture:
         self._run = run
         self._prepare = run.experiment.prepare
         self.shape = image_shape(path)
+        self.notes: dict[str, None] = {}  # in the order they came
         self._whole: Image | None = None
         if not reads_regions(path):
             self._whole = read_image(path)  # at the depth of the file, which is mostly 8 bits
@@ -108,8 +117,11 @@ class _LargePicture:
 
     def _read(self, region: tuple[slice, slice]) -> Image:
         if self._whole is None:
-            return read_region(self._path, region)
-        return dataclasses.replace(self._whole, array=self._whole.array[region])
+            part = read_region(self._path, region)
+        else:
+            part = dataclasses.replace(self._whole, array=self._whole.array[region])
+        self.notes.update(dict.fromkeys(part.notes))
+        return part
 
     def _rows(self, rows: slice) -> np.ndarray:
         """Rows with the network's channels, checked, in the type of the file."""

@@ -22,7 +22,7 @@ from jaxmed.data.formats.dicom_seg import check_available
 from jaxmed.data.images import Image, image_stem, list_images, read_image, write_image
 from jaxmed.data.looks import FEWEST_VALUES, different_values
 from jaxmed.data.sources.base import make_example
-from jaxmed.data.sources.findings import first_of
+from jaxmed.data.sources.findings import first_of, some
 from jaxmed.evaluation.box_decisions import BoxDecisions
 from jaxmed.evaluation.decisions import ClassDecisions, LabelDecisions
 from jaxmed.evaluation.pictures import draw_overlay
@@ -67,7 +67,7 @@ def predict_run(
     others, and have no overlay.
 
     A file that cannot be read or predicted stops nothing: it is named at once, and what is wrong
-    is told at the end.
+    is told at the end, as is what readers left out, assumed or converted.
 
     Raises:
         UserError: where an input is missing, or masks would lie among the images; after all else,
@@ -95,6 +95,7 @@ def predict_run(
     images: dict[int, Image] = {}
     large: list[int] = []
     failures: list[str] = []
+    noted: dict[str, list[str]] = {}  # names of the files, by what their readers noted
 
     def failed(index: int, error: UserError) -> None:
         print(f"not predicted: {files[index][1]}", file=sys.stderr)
@@ -109,6 +110,8 @@ def predict_run(
                     large.append(index)
                     continue
                 image = read_image(path)
+                for note in image.notes:
+                    noted.setdefault(note, []).append(files[index][0])
                 example = make_example(image.array, index=index, spacing=image.spacing)
                 _check(path, example, run)
                 if run.info.task == "segmentation" and image.kind == "dicom":
@@ -152,7 +155,10 @@ def predict_run(
         for index in large:
             name, path = files[index]
             try:
-                print(f"{name}: {predict_large(path, index, name, run, writer)}")
+                told, notes = predict_large(path, index, name, run, writer)
+                print(f"{name}: {told}")
+                for note in notes:
+                    noted.setdefault(note, []).append(name)
             except UserError as error:
                 failed(index, error)
                 continue
@@ -162,8 +168,11 @@ def predict_run(
         # Whatever goes wrong must not lose what was predicted before it.
         written = writer.close()
         table.close()
+    for note, names in noted.items():
+        print(f"note: {note}: {count_of(len(names), 'file')}, {some(names)}")
     failures = gather_json(failures)
-    print(f"{count_of(len(files) - len(failures), 'image')} -> {written}")
+    if len(failures) < len(files):
+        print(f"{count_of(len(files) - len(failures), 'image')} -> {written}")
     if failures:
         told = f"{len(failures)} of {count_of(len(files), 'file')} could not be predicted"
         raise UserError("\n".join([told, *first_of(failures)]))

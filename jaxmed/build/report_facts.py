@@ -18,6 +18,9 @@ from jaxmed.evaluation.report_parts.scores import headline
 from jaxmed.evaluation.report_parts.words import score_title, with_interval
 from jaxmed.types import DatasetInfo, Source, UserError, count_of
 
+FEW_EPOCHS = 5
+"""Times that a network sees each case, below which a training is called short."""
+
 
 def read_card(workdir: Path) -> dict[str, str]:
     """What people stated of a run in model_card.json of its workdir.
@@ -96,11 +99,12 @@ def warnings_of_run(
     run: TrainedRun,
     summaries: Mapping[str, Mapping[str, Any]],
     findings: Sequence[Mapping[str, Any]],
+    split: Mapping[str, Any],
     *,
     looked: bool,
 ) -> list[str]:
     """What a reader must know before the scores."""
-    told = []
+    told = _tell_short(run, split)
     for part, summary in summaries.items():
         own = summary["data_sha256"] == run.run["data"]["sha256"]
         if part == "val" and own and "members" not in summary:
@@ -116,12 +120,27 @@ def warnings_of_run(
     grave = [f["kind"] for f in findings if f["severity"] in ("error", "warning")]
     if grave:
         told.append(f"data: {', '.join(dict.fromkeys(grave))} (see Data)")
-    if not looked:
+    if not looked and run.experiment.config.data.layout != "phantoms":
         told.append(
             "data: nobody looked through them with plan.py --output=WORKDIR, which finds copies "
             "and near copies in several parts, patients in several parts, and outlying cases"
         )
     return told
+
+
+def _tell_short(run: TrainedRun, split: Mapping[str, Any]) -> list[str]:
+    """A sentence where the network saw its cases too few times to have learnt what it could."""
+    config, cases = run.experiment.config, split["parts"].get("train", {}).get("cases", 0)
+    fold = config.training.folds
+    seen = config.training.steps * config.data.batch_size
+    seen /= max(1.0, cases * (fold - 1) / fold if fold > 1 else cases)
+    if seen >= FEW_EPOCHS:
+        return []
+    return [
+        f"training: of {count_of(config.training.steps, 'step')}, in which each case was seen "
+        f"{seen:.1f} times on average; more of them are likely to do better, and features of a "
+        "network that learnt little do not tell what is unfamiliar to it"
+    ]
 
 
 def card_facts(
@@ -163,7 +182,9 @@ def _performance(run: TrainedRun, summaries: Mapping[str, Mapping[str, Any]]) ->
         errors = [
             f"{score_title(name)} {with_interval(entry)}"
             for name, entry in summary["metrics"].items()
-            if name.startswith(("ece", "brier")) and "/" not in name and entry["value"] is not None
+            if name.removeprefix("voxel_").startswith(("ece", "brier"))
+            and "/" not in name
+            and entry["value"] is not None
         ]
         if errors and "calibration" not in known:
             known["calibration"] = f"{', '.join(errors)} on {part}"

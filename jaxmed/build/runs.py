@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build import datasets
-from jaxmed.build.checks import check_numbers, useless_keys
+from jaxmed.build.checks import INSTEAD, check_numbers, useless_keys
 from jaxmed.build.config import (
     base_config,
     flatten,
@@ -147,7 +147,8 @@ def _train_in(
         how = "as given"
     print(f"split: {sizes} ({how})")
     for key in sorted(set(useless_keys(config)) & _changed_keys(config)):
-        print(f"note: {key} is set, but this task, layout or model has no use for it")
+        instead = f" (it has {INSTEAD[key]})" if key in INSTEAD else ""
+        print(f"note: {key} is set, but this task, layout or model has no use for it{instead}")
     rows = rows_of(split, "train")
     config, settings, fingerprint = resolve(
         config, source, rows, earlier=flatten(earlier["config"]) if earlier else None

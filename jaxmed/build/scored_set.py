@@ -15,7 +15,7 @@ from jaxmed.data.sources.base import FileSource
 from jaxmed.evaluation.case_rows import ROWS_FILE, save_rows, scored_cases
 from jaxmed.evaluation.evaluate import summarize_cases, write_cases
 from jaxmed.evaluation.subgroups import summarize_subgroups
-from jaxmed.evaluation.support import find_limits, summarize_prevalence
+from jaxmed.evaluation.support import UNITS, find_limits, summarize_prevalence
 from jaxmed.types import DatasetInfo, Row, Source, Task, UserError
 
 SHOWN_SCORES = 2
@@ -149,7 +149,8 @@ def print_summary(summary: Mapping[str, Any], *, title: str) -> None:
     for column in ("score", "value", "95 % interval", "cases"):
         table.add_column(column, justify="left" if column == "score" else "right")
     for name, entry in summary["metrics"].items():
-        table.add_row(name, *score_cells(entry), str(entry["n"]))
+        unit = f" ({UNITS[base]})" if (base := name.partition("/")[0]) in UNITS else ""
+        table.add_row(name + unit, *score_cells(entry), str(entry["n"]))
         if name == "accuracy" and "no_information_rate" in summary:
             rate = f"{summary['no_information_rate']:.3f}"
             table.add_row("  always the commonest class", rate, "", "")

@@ -13,8 +13,9 @@ import numpy as np
 from jaxmed.data.burnt_in import CHARACTERS
 from jaxmed.data.looks import BROKEN, OTHER_CHANNELS, Look, look_at, pack, unpack
 from jaxmed.data.quality import THREADS
+from jaxmed.data.sources.findings import some
 from jaxmed.data.splits import PARTS
-from jaxmed.types import ChannelsError, UserError
+from jaxmed.types import ChannelsError, UserError, count_of
 
 SEVERITIES = ("error", "warning", "note")
 """Wrong results, likely wrong results, and what one should know; in this order."""
@@ -110,6 +111,7 @@ def examine(
         *_saturated(source, looks),
         *_written_on(source, looks),
         *_outlying(source, looks),
+        *_noted(source, looks),
     ]
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
@@ -119,7 +121,10 @@ def _looker(source: Any, unchanged: Mapping[int, Any]) -> Callable[[int], Look]:
         if row in unchanged:
             return unpack(unchanged[row])
         try:
-            return look_at(source[row])
+            if not hasattr(source, "read_noted"):
+                return look_at(source[row])
+            example, notes = source.read_noted(row)
+            return dataclasses.replace(look_at(example), notes=notes)
         except ChannelsError as error:
             return Look(problem=str(error), kind=OTHER_CHANNELS)
         except UserError as error:
@@ -341,3 +346,18 @@ def _outlying(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:
     if told:
         cases = tuple(f"{source.ids[row]}: {'; '.join(words)}" for row, words in told.items())
         yield Finding("warning", "outlying case", "look at them", cases, tuple(told))
+
+
+def _noted(source: Any, looks: Mapping[int, Look]) -> Iterator[Finding]:
+    """What readers of files left out, assumed or converted: one line a note."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, look in looks.items():
+        for note in look.notes:
+            rows[note].append(row)
+    if rows:
+        told = (
+            f"{note}: {count_of(len(found), 'case')}, {some([source.ids[row] for row in found])}"
+            for note, found in rows.items()
+        )
+        advice = "make sure that nothing is lost or wrong by it"
+        yield Finding("note", "files not taken as they are", advice, tuple(told))

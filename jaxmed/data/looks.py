@@ -40,6 +40,7 @@ class Look:
     doubled: tuple[tuple[int, int], ...] = ()
     at_top: float = 0.0
     characters: int = 0  # in the longest row of what looks like text
+    notes: tuple[str, ...] = ()  # of the reader, on what a file holds that the image does not
 
 
 def pack(look: Look) -> dict[str, Any]:
@@ -61,6 +62,7 @@ def unpack(packed: Mapping[str, Any]) -> Look:
             "thumbnail": None if small is None else np.frombuffer(base64.b64decode(small), "f4"),
             "classes": frozenset(packed["classes"]),
             "doubled": tuple((i, j) for i, j in packed["doubled"]),
+            "notes": tuple(packed["notes"]),
         }
     )
 

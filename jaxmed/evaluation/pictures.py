@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -30,6 +31,7 @@ CLASS_COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00
 IGNORED_COLOUR = "#8C6BFF"
 """Of hatches, which must show on a dark surround, as that of padding, and on white alike."""
 
+_TINT = 0.25
 _TITLE_LETTERS = 40
 _LABEL_LETTERS = 16
 _MOST_BOXES = 60
@@ -243,13 +245,21 @@ def clip(text: str, letters: int = _TITLE_LETTERS) -> str:
 
 
 def _draw_mask(axis: Axes, mask: np.ndarray, *, colour: str | None, style: str) -> None:
-    """Outline classes or instances; instances share colours, so that a field takes few contours."""
+    """Outline classes or instances; instances share colours, so that a field takes few contours.
+
+    Solid ones are filled faintly too, as outlines of many islands do not show what lies inside.
+    """
     # One voxel of frame, so that an outline closes at the border of the image.
     mask = np.pad(mask, 1)
     rows, columns = (np.arange(n) - 1 for n in mask.shape)
     for number, own in enumerate(CLASS_COLOURS):
         group = (mask > 0) & ((mask - 1) % len(CLASS_COLOURS) == number)
         if group.any():
+            if style == "solid":
+                tint = np.zeros((*group.shape, 4), np.float32)
+                tint[group] = to_rgba(colour or own, _TINT)
+                extent = (columns[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5, rows[0] - 0.5)
+                axis.imshow(tint, extent=extent, interpolation="nearest", aspect=axis.get_aspect())
             axis.contour(
                 columns,
                 rows,

@@ -15,8 +15,8 @@ FEW_POSITIVES = 10
 """Cases (or objects) of a class; its scores rest on so few that one more would move them far."""
 WIDE = 0.2
 """Width of a 95 % interval beyond which a score between 0 and 1 is hardly known."""
-IN_MM = ("hd95",)
-"""Scores that do not lie between 0 and 1, as all others do."""
+UNITS = {"hd95": "mm or pixels"}
+"""Of scores that do not lie between 0 and 1, as all others do."""
 
 
 def count_positives(info: DatasetInfo, rows: Sequence[Row]) -> dict[str, int]:
@@ -85,7 +85,7 @@ def find_limits(
     wide = [
         name
         for name, entry in whole.items()
-        if name not in IN_MM and entry["low"] is not None and entry["high"] - entry["low"] > WIDE
+        if name not in UNITS and entry["low"] is not None and entry["high"] - entry["low"] > WIDE
     ]
     if wide:
         notes.append(f"intervals wider than {WIDE} of {', '.join(wide)}: too few cases to tell")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from jaxmed.data.examination import CURABLE, SEVERITIES, alike, examine
@@ -177,9 +178,9 @@ def test_cases_that_did_not_change_are_not_read_again(tmp_path):
     class Counted(ImageMaskPairs):
         seen = []
 
-        def __getitem__(self, row):
+        def read_noted(self, row, region=None):
             self.seen.append(row)
-            return super().__getitem__(row)
+            return super().read_noted(row, region)
 
     again = examine(Counted(tmp_path), {"train": range(12)}, known=known)
     assert again == first and Counted.seen == []
@@ -204,3 +205,20 @@ def test_a_packed_look_is_the_same_look():
             look, thumbnail=None
         )
     assert unpack(json.loads(json.dumps(pack(Look(problem="cut short"))))) == Look("cut short")
+
+
+def test_what_readers_left_out_is_told_and_kept(tmp_path):
+    """Once a note with the cases, also by a look that was stored."""
+    write_phantoms(tmp_path, layout="pairs", count=8, size=40)
+    for case in ImageMaskPairs(tmp_path).cases[:5]:
+        gray = np.asarray(PIL.Image.open(case.images[0]).convert("L"))
+        opacity = np.full_like(gray, 255)
+        opacity[0] = 9
+        PIL.Image.fromarray(np.stack([gray, opacity], -1)).save(case.images[0])
+    known = {}
+    for _ in range(2):
+        found = examine(ImageMaskPairs(tmp_path), {"train": range(8)}, known=known)
+        told = [f for f in found if f.kind == "files not taken as they are"]
+        assert len(told) == 1 and told[0].severity == "note" and len(told[0].cases) == 1
+        assert "opacity (alpha) channel varies; it was left out: 5 cases" in told[0].cases[0]
+        known = json.loads(json.dumps(known))

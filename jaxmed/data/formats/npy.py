@@ -53,9 +53,10 @@ def _open(path: Path) -> Iterator[tuple[Any, int]]:
         arrays = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
         chosen = [arrays[name] for name in ("image", "arr_0") if name in arrays]
         if len(arrays) != 1 and not chosen:
+            a_set = "; as a data set of MedMNIST evaluate.py and explain.py read it"
             raise UserError(
                 f"{path}: holds the arrays {', '.join(sorted(arrays)) or 'none'}; expected one, "
-                "or one called image"
+                f"or one called image{a_set if 'test_images' in arrays else ''}"
             )
         entry = (chosen or list(arrays.values()))[0]
         # What the archive says of its size may be a lie; what is packed bounds it.

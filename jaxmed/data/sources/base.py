@@ -130,6 +130,12 @@ class FileSource:
             IndexError: if there is no such row.
             ValueError: if the region is empty, has steps or another number of axes.
         """
+        return self.read_noted(index, region)[0]
+
+    def read_noted(
+        self, index: int, region: Region | None = None
+    ) -> tuple[Example, tuple[str, ...]]:
+        """What `read` gives, and what the readers of its image noted (`Image.notes`)."""
         row = row_number(index, len(self))
         case = self.cases[row]
         shape = None if region is None else _common_shape(case)
@@ -143,7 +149,9 @@ class FileSource:
         if case.mask is not None and self._read_mask is not None:
             example["mask"] = self._read_mask(case.mask, image, region)
         check_example(example, self.info, where=str(case.images[0]))
-        return example if shape is None or region is None else _place(example, region, shape)
+        if shape is not None and region is not None:
+            example = _place(example, region, shape)
+        return example, image.notes
 
 
 def make_example(image: np.ndarray, *, index: int, spacing: np.ndarray | None = None) -> Example:
@@ -224,7 +232,8 @@ def read_channels(
     for path, image in zip(paths[1:], images[1:], strict=True):
         check_same_grid(path, image, paths[0], first)
     array = np.concatenate([image.array for image in images], axis=-1)
-    return dataclasses.replace(first, array=array)
+    notes = tuple(dict.fromkeys(note for image in images for note in image.notes))
+    return dataclasses.replace(first, array=array, notes=notes)
 
 
 def usual_kind(images: Sequence[Sequence[Path]], *, channels: int | None = None) -> tuple[int, int]:

@@ -33,7 +33,7 @@ ITEMS: dict[str, dict[str, tuple[str, str]]] = {
             "who annotated what, by which rules, how many readers, and how far they agreed",
         ),
         "split": ("Split", "how cases were divided, and what they have in common"),
-        "left_out": ("Left out or repaired", "which cases, and why"),
+        "left_out": ("Left out, repaired or odd", "which cases, and why"),
         "preprocessing": ("Preprocessing", "what is done to an image before the network sees it"),
         "ethics": ("Ethics and privacy", "approval, consent, and how images were made anonymous"),
     },

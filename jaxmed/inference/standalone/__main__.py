@@ -92,6 +92,8 @@ def predict_files(model: Model, named: list[tuple[str, Path]], output: Path) -> 
     for number, (name, path) in enumerate(named, 1):
         try:
             image = files.read(path)
+            if image.note:
+                print(f"note: {name}: {image.note}")
             found = model.predict(image.array, spacing=image.spacing.tolist())
             if model.description["task"] == "segmentation":
                 print(f"{name} -> {files.write_mask(output / name, found, image)}")

@@ -32,12 +32,14 @@ class File:
         array: (*spatial, channels) of uint8, int16 or float32; volumes in RAS order.
         spacing: (ndim,) float32, mm a voxel.
         orientation: (3, 2) axis and flip of each axis of the file, as nibabel gives it, or None.
+        note: what was left out, or "".
     """
 
     path: Path
     array: np.ndarray
     spacing: np.ndarray
     orientation: np.ndarray | None = None
+    note: str = ""
 
 
 def suffix_of(path: Path) -> str:
@@ -139,9 +141,13 @@ def _read_picture(path: Path) -> File:
     # JPEGs that ask to be turned (EXIF) are taken as stored, as their annotations are.
     array = np.asarray(imageio.v3.imread(path, rotate=False))
     array = np.atleast_3d(array)
+    note = ""
     if array.shape[-1] in (2, 4):  # the last is opacity
-        array = array[..., :-1]
-    return File(path, np.ascontiguousarray(_supported(array)), np.ones(2, np.float32))
+        array, opacity = array[..., :-1], array[..., -1]
+        if np.ptp(opacity):
+            note = "the opacity (alpha) channel varies; it was left out"
+    spacing = np.ones(2, np.float32)
+    return File(path, np.ascontiguousarray(_supported(array)), spacing, note=note)
 
 
 def _read_nifti(path: Path) -> File:
