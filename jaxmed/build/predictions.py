@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxmed.build.config import write_json
 from jaxmed.build.decisions import read_decisions, use_decisions
 from jaxmed.build.explained import restore_map
 from jaxmed.build.familiarity import read_familiarity
@@ -28,8 +29,14 @@ from jaxmed.evaluation.decisions import ClassDecisions, LabelDecisions
 from jaxmed.evaluation.pictures import draw_overlay
 from jaxmed.inference.uncertainty import split_uncertainty
 from jaxmed.inference.writers import BoxWriter, FileTable, MaskWriter, ProbabilityWriter
-from jaxmed.training.processes import gather_json, share_of
+from jaxmed.training.processes import gather_json, is_first, share_of, wait_for_all
 from jaxmed.types import Example, UserError, count_of
+
+ORIGIN_FILE = "predicted_by.json"
+"""In the folder of predictions: the network that made them."""
+
+SPACING_APART = 1.2
+"""Times by which a side of a voxel may be longer or shorter than those of training."""
 
 TABLES = {
     "classification": "predictions.csv",
@@ -88,7 +95,8 @@ def predict_run(
     output = Path(output)
     if run.info.task == "segmentation":
         check_apart(files, output)
-    make_folder(output)
+    origin = {"trained_on": run.info.name, "step": run.step, "parameters_sha256": run.sha256}
+    claim(output, origin)
     table = FileTable(output / TABLES[run.info.task])
     writer = _make_writer(Path(workdir), run, output, table)
     judge = read_familiarity(Path(workdir), run)
@@ -231,11 +239,13 @@ def find_inputs(inputs: Sequence[str], *, output: Path | None = None) -> list[tu
         own = path.name or path.resolve().name
         if path.is_dir():
             images = list_images(path)
+            besides = ""
             if output is not None and output.resolve() != path.resolve():
                 own_results = output.resolve()
+                besides = f" besides those in {output}" if images else ""
                 images = [i for i in images if not i.resolve().is_relative_to(own_results)]
             if not images:
-                raise UserError(f"{path}: holds no images; give a folder of image files")
+                raise UserError(f"{path}: holds no images{besides}; give a folder of image files")
             # The slices of a series are one image, listed by the folder itself.
             found += [(own if i == path else str(i.relative_to(path)), i) for i in images]
         elif path.exists():
@@ -252,6 +262,28 @@ def find_inputs(inputs: Sequence[str], *, output: Path | None = None) -> list[tu
             )
         seen[key] = path
     return found
+
+
+def claim(output: Path, origin: Mapping[str, Any]) -> None:
+    """Make the folder of the predictions, and note in it whose they are.
+
+    Only a folder with that note is written to again: masks and pictures have the names of their
+    images, as annotations beside them may have.
+
+    Raises:
+        UserError: it holds files of another origin, or cannot be written.
+    """
+    note = output / ORIGIN_FILE
+    if output.is_dir() and not note.is_file() and any(output.iterdir()):
+        raise UserError(
+            f"--output={output}: holds files that are no predictions (there is no {ORIGIN_FILE}), "
+            "which might be replaced; choose another folder"
+        )
+    wait_for_all("output: looked at")
+    if is_first():
+        make_folder(output)
+        write_json(note, origin)
+    wait_for_all("output: made")
 
 
 def check_apart(files: Sequence[tuple[str, Path]], output: Path) -> None:
@@ -276,10 +308,31 @@ def _check(path: Path, example: Example, run: TrainedRun) -> None:
         raise UserError(f"{path}: holds NaN or infinite values; repair the file or leave it out")
     if ndim == 3 and 1 in example["image"].shape[:-1]:
         print(f"note: {path} is one slice, which a network of volumes sees nothing around")
+    if told := _spacing_apart(example, run):
+        print(f"note: {path} {told}")
     values = different_values(example["image"])
     if values < FEWEST_VALUES:
         told = f"{values} different values: is it a mask?" if values > 1 else "one value"
         print(f"note: {path} has only {told}")
+
+
+def _spacing_apart(example: Example, run: TrainedRun) -> str:
+    """What to say where a run that resamples nothing gets voxels of another size; "" elsewhere.
+
+    Of pictures most files state no size, and theirs is 1.
+    """
+    trained = run.run["data"].get("spacing")  # runs of before it was noted have none
+    if not trained or run.experiment.config.data.spacing or run.info.task != "segmentation":
+        return ""
+    own, wanted = np.asarray(example["spacing"]), np.asarray(trained)
+    unstated = run.info.ndim == 2 and ((own == 1).all() or (wanted == 1).all())
+    if unstated or np.abs(np.log(own / wanted)).max() < np.log(SPACING_APART):
+        return ""
+    found, usual = (" x ".join(f"{mm:g}" for mm in spacing) for spacing in (own, wanted))
+    return (
+        f"has voxels of {found} mm, most training images of {usual} mm, and the run resamples "
+        "nothing (data.spacing): its mask may be wrong"
+    )
 
 
 def _make_writer(workdir: Path, run: TrainedRun, output: Path, table: FileTable) -> Any:

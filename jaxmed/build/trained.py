@@ -22,6 +22,7 @@ from jaxmed.data.sources.base import make_example
 from jaxmed.inference.export import expand_arrays
 from jaxmed.inference.predictor import Predictor
 from jaxmed.inference.standalone.contents import WEIGHTS, Contents, ModelError
+from jaxmed.preprocessing.spatial import convertible
 from jaxmed.training.checkpoints import restore_members, restore_variables
 from jaxmed.training.state import evaluated_step
 from jaxmed.types import DatasetInfo, UserError, count_of
@@ -216,7 +217,7 @@ def check_image(run: TrainedRun, image: np.ndarray, where: str) -> None:
             "train with --config.data.channels=1, which makes all images gray"
         )
     found, wanted = image.shape[-1], run.info.channels
-    if found != wanted and (found not in (1, 3, 4) or wanted not in (1, 3)):
+    if not convertible(found, wanted, ndim=image.ndim - 1):
         raise UserError(
             f"{where}: has {count_of(found, 'channel')}; the run was trained on {wanted}: give the "
             "same ones in one file"

@@ -167,6 +167,7 @@ def describe_run(
             "class_counts": fingerprint["class_counts"],
             "dtypes": fingerprint["dtypes"],
             "median_shape": np.median(fingerprint["shapes"], axis=0).astype(int).tolist(),
+            "spacing": fingerprint["spacing"],
             "notes": list(notes),
         },
         "versions": {

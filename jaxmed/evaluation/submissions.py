@@ -30,7 +30,12 @@ from jaxmed.evaluation.submitted_tables import (
 )
 from jaxmed.types import DatasetInfo, Row, Task, UserError
 
-_BESIDE = ("overlays", "probabilities")  # what predict.py writes beside the masks
+_BESIDE = (
+    "overlays",
+    "probabilities",
+    "entropy",
+    "mutual_information",
+)  # what predict.py writes beside the masks
 
 
 def find_kind(path: Path) -> tuple[str, Path]:

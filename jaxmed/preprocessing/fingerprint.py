@@ -27,9 +27,9 @@ def take_fingerprint(
 
     Returns:
         plain numbers and lists, ready for JSON: `cases`, `opened`, `shapes` (one an opened image),
-        `spacing` (median), `spacing_varies`, `dtypes`, `mean`, `std`, `low`, `high` (each channel:
-        0.5 and 99.5 percentile), `class_counts` (boxes or voxels a class, or images of the whole
-        part), `max_boxes` and `box_sizes` (5, 50 and 95 percentile of the longest side).
+        `spacing` (median), `dtypes`, `mean`, `std`, `low`, `high` (each channel: 0.5 and 99.5
+        percentile), `class_counts` (boxes or voxels a class, or images of the whole part),
+        `max_boxes` and `box_sizes` (5, 50 and 95 percentile of the longest side).
     """
     rng = np.random.default_rng(0)
     chosen = _spread(rows, limit)
@@ -62,7 +62,6 @@ def take_fingerprint(
         "opened": len(chosen),
         "shapes": shapes,
         "spacing": np.median(spacings, axis=0).tolist(),
-        "spacing_varies": bool(np.ptp(spacings, axis=0).max() > 0.01 * np.min(spacings)),
         "dtypes": sorted(dtypes),
         **_intensity(np.concatenate(voxels)),
         "class_counts": counts.tolist(),

@@ -189,9 +189,8 @@ def _segmentation(
     settings: dict[str, Any] = {}
     shapes = np.asarray(fingerprint["shapes"], float)
     spacing = np.asarray(fingerprint["spacing"])
-    # Thick slices are named too, since augmentation turns such volumes in their plane only.
-    thick = spacing.max() >= 3 * spacing.min()
-    if info.ndim == 3 and (fingerprint["spacing_varies"] or thick):
+    # Also where all have the same: volumes that are predicted may have another.
+    if info.ndim == 3:
         settings["data.spacing"] = tuple(float(s) for s in spacing)
     target = np.asarray(given.get("data.spacing") or spacing)
     median = np.median(shapes, axis=0) * spacing / target

@@ -160,24 +160,31 @@ def window(
 
 
 def convert_channels(example: Example, *, channels: int) -> Example:
-    """Grey from RGB by luma (ITU-R BT.601), RGB from grey by repeating; alpha is dropped."""
+    """Of a picture, gray from RGB by luma (ITU-R BT.601), or RGB from gray by repeating.
+
+    Raises:
+        UserError: of any other number, and of volumes, whose channels are kinds of scans.
+    """
     image = example["image"]
     found = image.shape[-1]
     if found == channels:
         return example
-    if found not in (1, 3, 4) or channels not in (1, 3):
+    if not convertible(found, channels, ndim=image.ndim - 1):
         raise UserError(
-            f"image has {found} channels, {channels} wanted; only grey (1) and RGB (3, or 4 with "
-            "alpha) convert into each other; set data.channels to what the files have"
+            f"image has {found} channels, {channels} wanted; only gray (1) and RGB (3) pictures "
+            "convert into each other; set data.channels to what the files have"
         )
     if found == 1:
         converted = np.repeat(image, 3, -1)
-    elif channels == 3:
-        converted = image[..., :3]
     else:
-        luma = image[..., :3].astype(np.float32) @ np.asarray([[0.299], [0.587], [0.114]], "f")
+        luma = image.astype(np.float32) @ np.asarray([[0.299], [0.587], [0.114]], "f")
         converted = _cast(luma, like=image)
     return {**example, "image": converted}
+
+
+def convertible(found: int, wanted: int, *, ndim: int) -> bool:
+    """Whether `convert_channels` makes so many channels of those, of images of `ndim` axes."""
+    return found == wanted or (ndim == 2 and {found, wanted} == {1, 3})
 
 
 def restore_mask(

@@ -5,7 +5,7 @@ import numpy as np
 import pydicom.data
 import pytest
 
-from jaxmed.build.predictions import check_apart, find_inputs
+from jaxmed.build.predictions import check_apart, claim, find_inputs
 from jaxmed.inference.standalone import __main__ as exported
 from jaxmed.inference.standalone.contents import ModelError
 from jaxmed.types import UserError
@@ -55,3 +55,35 @@ def test_masks_are_not_written_among_images(tmp_path):
                 exported.check_apart(files, tmp_path)
     for check in (check_apart, exported.check_apart):
         check(find_inputs([str(tmp_path)]), tmp_path / "masks")
+
+
+def test_only_a_folder_of_predictions_is_written_to_again(tmp_path):
+    """Masks of a data set have the names of its images, as predicted ones have."""
+    origin = {"trained_on": "set", "step": 3, "parameters_sha256": "0" * 64}
+    notes = []
+    for name, make, error in (
+        ("a", claim, UserError),
+        ("b", exported.claim, ModelError),
+    ):
+        folder = tmp_path / name / "out"
+        for _ in range(2):
+            make(folder, origin)
+        (folder / "mask.png").write_bytes(b"predicted")
+        make(folder, origin)
+        notes.append((folder / "predicted_by.json").read_text())
+        (folder / "predicted_by.json").unlink()
+        with pytest.raises(error, match="holds files that are no predictions"):
+            make(folder, origin)
+        assert [path.name for path in folder.iterdir()] == ["mask.png"]
+    assert notes[0] == notes[1]
+
+
+def test_predictions_of_an_earlier_call_are_no_input_of_an_export(tmp_path):
+    for name in ("a.png", "out/a.png", "out/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"png")
+    found = exported.find([str(tmp_path)], output=tmp_path / "out")
+    assert [name for name, _ in found] == ["a.png"]
+    with pytest.raises(UserError, match="besides those in"):
+        (tmp_path / "a.png").unlink()
+        find_inputs([str(tmp_path)], output=tmp_path / "out")

@@ -20,7 +20,9 @@ VALUES = RNG.integers(0, 99, (4, 5, 6)).astype(np.int16)  # (z, y, x)
 def save_nrrd(path, *lines, data=None):
     text = "NRRD0004\ntype: short\ndimension: 3\nspace: right-anterior-superior\n"
     text += "sizes: 6 5 4\nspace directions: (2,0,0) (0,3,0) (0,0,4)\nspace origin: (10,0,0)\n"
-    text += "endian: little\nencoding: raw\n"
+    text += "endian: little\n"
+    if not any(line.startswith("encoding") for line in lines):
+        text += "encoding: raw\n"
     content = (text + "".join(f"{line}\n" for line in lines) + "\n").encode()
     path.write_bytes(content + (VALUES.tobytes() if data is None else data))
     return path
@@ -183,3 +185,64 @@ def test_masks_of_images_in_other_units_lie_on_them_for_itk(tmp_path):
     written = write_mask(tmp_path / "mask.nrrd", image.array[..., 0] > 50, image)
     one, other = (SimpleITK.ReadImage(str(file)) for file in (path, written))
     assert one.GetSpacing() == other.GetSpacing() and one.GetOrigin() == other.GetOrigin()
+
+
+@pytest.mark.parametrize("yes", ["True", "T", "true", "1"])
+@pytest.mark.parametrize("sign", [" = ", " : "])
+def test_compressed_metaimages_are_known_in_every_spelling(tmp_path, yes, sign):
+    """ITK looks at the first letter, takes colons too, and reads damaged voxels without a word."""
+    directions = f"TransformMatrix{sign}1 0 0 0 1 0 0 0 1"
+    packed = zlib.compress(RNG.bytes(VALUES.nbytes))  # nothing shrinks, so that no size tells
+    flipped = bytearray(packed)
+    flipped[len(packed) // 2] ^= 0xFF
+    lines = directions, f"CompressedData{sign}{yes}", f"CompressedDataSize{sign}{len(packed)}"
+    assert not read_image(save_meta(tmp_path / "a.mha", *lines, data=packed)).notes
+    with pytest.raises(UserError, match="damaged|checksum|incorrect"):
+        read_image(save_meta(tmp_path / "b.mha", *lines, data=bytes(flipped)))
+    with pytest.raises(UserError, match="CompressedData is 'yes'"):
+        read_image(save_meta(tmp_path / "c.mha", "CompressedData = yes", data=packed))
+
+
+def test_names_of_files_are_those_that_itk_takes(tmp_path):
+    """Free text that looks like a field, a colon, and a field stated twice hide no other path."""
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (tmp_path / "secret.raw").write_bytes(VALUES.tobytes())
+    (inside / "ok.raw").write_bytes(VALUES.tobytes())
+    (inside / "=ok.raw").write_bytes(VALUES.tobytes())
+    for number, lines in enumerate(
+        (
+            (f"data file: {tmp_path}/secret.raw", "data file:=ok.raw"),
+            ("data file: ok.raw", f"datafile: {tmp_path}/secret.raw"),
+            ("data file: ok.raw", f"data file: {tmp_path}/secret.raw"),
+        )
+    ):
+        with pytest.raises(UserError, match=r"leads out of the folder|states data file twice"):
+            read_image(save_nrrd(inside / f"{number}.nhdr", *lines, data=b""))
+    meta = save_meta(inside / "a.mhd", name="ok.raw", data=b"")
+    text = meta.read_text().replace(" = ok.raw", f" : {tmp_path}/secret.raw")
+    meta.write_text(text)
+    with pytest.raises(UserError, match="leads out of the folder"):
+        read_image(meta)
+    assert (read_image(save_nrrd(inside / "b.nhdr", "data file: ok.raw", data=b"")).array).any()
+
+
+@pytest.mark.parametrize("space", ["scanner-xyz", "3D-right-handed"])
+def test_a_space_that_is_not_of_the_body_is_told(tmp_path, space):
+    path = save_nrrd(tmp_path / "a.nrrd")
+    path.write_bytes(path.read_bytes().replace(b"right-anterior-superior", space.encode()))
+    assert read_image(path).notes == (
+        f"its space, {space!r}, is taken for left-posterior-superior",
+    )
+
+
+def test_sides_of_voxels_that_are_missing_are_told(tmp_path):
+    path = save_nrrd(tmp_path / "a.nrrd")
+    text = path.read_bytes().replace(b"space directions: (2,0,0) (0,3,0) (0,0,4)\n", b"")
+    text = text.replace(b"space origin: (10,0,0)\n", b"spacings: 2 3 nan\n")
+    path.write_bytes(text.replace(b"space: right-anterior-superior\n", b""))
+    told = read_image(path).notes
+    assert "the header does not give all sides of a voxel; 1 mm is assumed for others" in told
+    meta = save_meta(tmp_path / "a.mha", "TransformMatrix = 1 0 0 0 1 0 0 0 1")
+    meta.write_bytes(meta.read_bytes().replace(b"ElementSpacing = 2 3 4\n", b""))
+    assert len(read_image(meta).notes) == 1

@@ -173,8 +173,16 @@ def test_volumes_equal_those_of_jaxmed(tmp_path, name, shape):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("found", [1, 3, 4])
-def test_channels_equal_those_of_jaxmed(found, channels):
-    image = RNG.integers(0, 255, (5, 6, found)).astype(np.uint8)
+@pytest.mark.parametrize("shape", [(5, 6), (5, 6, 4)], ids=["picture", "volume"])
+def test_channels_equal_those_of_jaxmed(shape, found, channels):
+    """Four are no colours, and three of a volume are kinds of scans: none is dropped or mixed."""
+    image = RNG.integers(0, 255, (*shape, found)).astype(np.uint8)
+    if found != channels and (found == 4 or len(shape) == 3):
+        with pytest.raises(ValueError, match=f"{found} channels"):
+            grids.convert_channels(image, channels)
+        with pytest.raises(UserError, match=f"{found} channels"):
+            spatial.convert_channels(make_example(image, index=0), channels=channels)
+        return
     wanted = spatial.convert_channels(make_example(image, index=0), channels=channels)["image"]
     np.testing.assert_array_equal(grids.convert_channels(image, channels), wanted)
 

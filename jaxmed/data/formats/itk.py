@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,12 @@ from jaxmed.types import UserError
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _META = (".mha", ".mhd")
 _CHUNK = 2**20
+_SPACES = {
+    *("left-posterior-superior", "lps", "right-anterior-superior", "ras"),
+    *("left-anterior-superior", "las"),
+}
+"""Of NRRD, those that ITK tells apart."""
+_DECISIVE = {"elementdatafile", "data file", "compresseddata", "encoding"}
 _MILLIMETRES = {
     **{"mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "cm": 10.0, "m": 1e3, "nm": 1e-6},
     **{"um": 1e-3, "µm": 1e-3, "micron": 1e-3, "microns": 1e-3, "micrometer": 1e-3},
@@ -64,29 +71,55 @@ def _unit(path: Path) -> tuple[float, tuple[str, ...]]:
 
 
 def _fields(path: Path) -> tuple[dict[str, str], int]:
-    """The fields of a header, and where it ends."""
+    """The fields of a header as ITK takes them, and where it ends.
+
+    Raises:
+        UserError: one is stated twice, of which ITK and others may believe different ones.
+    """
     fields: dict[str, str] = {}
+    is_meta = path.suffix.lower() in _META
     with open(path, "rb") as stream:
         for line in stream:
+            if not is_meta and not line.rstrip(b"\r\n"):  # ends a NRRD header
+                break
             text = line.decode("latin-1").strip()
-            key, _, value = text.partition("=" if path.suffix.lower() in _META else ":")
-            fields[key.strip().lower()] = value.strip()
-            # A blank line ends a NRRD header, this key that of MetaImage.
-            if not text or "elementdatafile" in fields:
+            # MetaIO takes either sign; in NRRD := is of free text, and # of a comment.
+            key, sign, value = re.match(r"([^=:]*)([=:]?)(.*)", text, re.S).groups()  # type: ignore[union-attr]
+            if not is_meta and (sign == "=" or value.startswith("=") or text.startswith("#")):
+                continue
+            key, value = key.strip().lower(), value.strip()
+            key = "data file" if key == "datafile" else key  # NRRD's two names of one field
+            if fields.setdefault(key, value) != value and key in _DECISIVE:
+                raise UserError(f"{path}: its header states {key} twice; get it anew")
+            if is_meta and key == "elementdatafile":
                 break
         return fields, stream.tell()
 
 
-def _oriented(path: Path) -> tuple[str, ...]:
-    """A note where the header does not say which way the axes of a volume run."""
+def _geometry_notes(path: Path) -> tuple[str, ...]:
+    """Notes where the header of a volume leaves ITK to assume where and how large voxels are."""
     fields, _ = _fields(path)
-    if fields.keys() & {"transformmatrix", "rotation", "orientation", "space", "space directions"}:
-        return ()
-    return ("the header gives no orientation; left, posterior, superior is assumed",)
+    notes = []
+    if path.suffix.lower() in _META:
+        told = fields.keys() & {"transformmatrix", "rotation", "orientation"}
+        sized = bool(fields.keys() & {"elementspacing", "elementsize"})
+    else:
+        told = fields.keys() & {"space", "space directions"}
+        spacings = [word for word in fields.get("spacings", "").split() if word.lower() != "nan"]
+        sized = "space directions" in fields or len(spacings) >= 3
+        space = fields.get("space", "").lower().removesuffix("-time")
+        if told and space not in _SPACES:
+            said = f"its space, {fields['space']!r}," if space else "its space, of no name,"
+            notes.append(f"{said} is taken for left-posterior-superior")
+    if not told:
+        notes.append("the header gives no orientation; left, posterior, superior is assumed")
+    if not sized:
+        notes.append("the header does not give all sides of a voxel; 1 mm is assumed for others")
+    return tuple(notes)
 
 
 def _data_name(fields: Mapping[str, str]) -> str:
-    return fields.get("elementdatafile") or fields.get("data file") or fields.get("datafile") or ""
+    return fields.get("elementdatafile") or fields.get("data file") or ""
 
 
 def _data_names(path: Path) -> list[str]:
@@ -122,8 +155,11 @@ def files(path: Path) -> list[Path]:
 def _compressed_data(path: Path) -> tuple[Path, int] | None:
     """The file and offset at which gzip or zlib data begin; None where they are not compressed."""
     fields, offset = _fields(path)
-    is_packed = fields.get("encoding") in ("gzip", "gz")
-    if not is_packed and fields.get("compresseddata", "").lower() != "true":
+    is_packed = fields.get("encoding", "").lower() in ("gzip", "gz")
+    said = fields.get("compresseddata", "False")
+    if said[:1] not in tuple("TtFf10"):  # of which MetaIO takes the first letter
+        raise UserError(f"{path}: CompressedData is {said!r}; expected True or False")
+    if not is_packed and said[:1] not in tuple("Tt1"):
         return None
     name = _data_name(fields)
     if name.lower() in ("", "local"):
@@ -142,7 +178,7 @@ def _check_whole(path: Path, claimed: int) -> None:
     found = _compressed_data(path)
     there = sum(file.stat().st_size for file in files(path))
     fields, _ = _fields(path)
-    if fields.get("encoding", "raw") in ("raw", "gzip", "gz"):
+    if fields.get("encoding", "raw").lower() in ("raw", "gzip", "gz"):
         common.check_room(path, claimed, there, packed=found is not None)
     if found is None:
         return
@@ -197,7 +233,7 @@ def read(path: Path, *, max_voxels: int, indices: bool) -> Image:
     stored = SimpleITK.GetArrayFromImage(reader.Execute())
     values, notes = common.as_supported(stored.reshape(*size[::-1], channels), path)
     unit, unknown = _unit(path)
-    notes += unknown + (_oriented(path) if len(size) == 3 else ())
+    notes += unknown + (_geometry_notes(path) if len(size) == 3 else ())
     if len(size) == 2:
         spacing = np.array(reader.GetSpacing()[::-1], np.float32) * np.float32(unit)
         return Image(values, spacing, None, kind, None, path, notes)

@@ -20,6 +20,9 @@ from .contents import ModelError
 from .decisions import scale
 from .model import Model, load
 
+ORIGIN_FILE = "predicted_by.json"
+"""In the folder of predictions, as predict.py writes it: the network that made them."""
+
 
 def main(arguments: list[str] | None = None, *, model: str | None = None) -> int:
     """Predict files; returns the exit code: 0, or 2 where something could not be predicted.
@@ -38,18 +41,22 @@ def main(arguments: list[str] | None = None, *, model: str | None = None) -> int
             raise ModelError("--model is missing")
         opened = load(given.model)
         output = Path(given.output)
-        named = find(given.images)
+        named = find(given.images, output=output)
         if opened.description["task"] == "segmentation":
             check_apart(named, output)
+        told = opened.description
+        origin = {key: told[key] for key in ("step", "parameters_sha256")}
+        claim(output, {"trained_on": told["trained_on"]["name"], **origin})
     except ModelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    output.mkdir(parents=True, exist_ok=True)
     return 2 if predict_files(opened, named, output) else 0
 
 
-def find(given: list[str]) -> list[tuple[str, Path]]:
+def find(given: list[str], *, output: Path) -> list[tuple[str, Path]]:
     """Name and path of each image; names are relative to the folder given, and differ.
+
+    Predictions in `output`, of an earlier call, are no images.
 
     Raises:
         ModelError: there is none, or two have one name.
@@ -59,6 +66,8 @@ def find(given: list[str]) -> list[tuple[str, Path]]:
         path = Path(text)
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.is_file() and files.suffix_of(p))
+            if output.resolve() != path.resolve():
+                inside = [p for p in inside if not p.resolve().is_relative_to(output.resolve())]
             kept = [
                 p for p in inside if not any(part[0] == "." for part in p.relative_to(path).parts)
             ]
@@ -82,6 +91,25 @@ def check_apart(named: list[tuple[str, Path]], output: Path) -> None:
             raise ModelError(
                 f"--output={output}: masks would be written among the images; choose another folder"
             )
+
+
+def claim(output: Path, origin: dict[str, Any]) -> None:
+    """Make the folder of the predictions, with a note, as predict.py does, of whose they are.
+
+    Raises:
+        ModelError: it holds files, and no such note.
+    """
+    note = output / ORIGIN_FILE
+    if output.is_dir() and not note.is_file() and any(output.iterdir()):
+        raise ModelError(
+            f"--output={output}: holds files that are no predictions (there is no {ORIGIN_FILE}), "
+            "which might be replaced; choose another folder"
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ModelError(f"{output}: cannot be written ({error}); choose another") from error
 
 
 def predict_files(model: Model, named: list[tuple[str, Path]], output: Path) -> int:

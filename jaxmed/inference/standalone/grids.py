@@ -71,17 +71,19 @@ def prepare(image: np.ndarray, spacing: np.ndarray, rules: dict[str, Any]) -> Pr
 
 
 def convert_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Gray from RGB by luma (ITU-R BT.601), RGB from gray by repeating; opacity is dropped."""
+    """Of a picture, gray from RGB by luma (ITU-R BT.601), or RGB from gray by repeating.
+
+    Raises:
+        ValueError: of any other number, and of volumes, whose channels are kinds of scans.
+    """
     found = image.shape[-1]
     if found == channels:
         return image
-    if found not in (1, 3, 4) or channels not in (1, 3):
+    if image.ndim != 3 or {found, channels} != {1, 3}:
         raise ValueError(f"has {found} channels; the model takes {channels}: give the same ones")
     if found == 1:
         return np.repeat(image, 3, -1)
-    if channels == 3:
-        return image[..., :3]
-    luma = image[..., :3].astype(np.float32) @ np.asarray([[0.299], [0.587], [0.114]], "f")
+    luma = image.astype(np.float32) @ np.asarray([[0.299], [0.587], [0.114]], "f")
     return _cast(luma, like=image)
 
 

@@ -133,7 +133,7 @@ class Model:
         coloured = found > 1 and (image[..., :1] != image[..., 1:3]).any()
         if coloured and wanted == 1 and rules["gray_only"]:
             raise ModelError(f"image has {found} channels; the model was trained on gray images")
-        if found != wanted and (found not in (1, 3, 4) or wanted not in (1, 3)):
+        if found != wanted and (ndim != 2 or {found, wanted} != {1, 3}):
             raise ModelError(f"image has {found} channels; the model takes {wanted}")
         if self.description["prepare"]["normalization"] == "dataset":
             deep = rules["dtypes"] == ["uint8"] and image.dtype != np.uint8
