@@ -62,6 +62,10 @@ class UserError(ValueError):
     """
 
 
+class NotFiniteError(UserError):
+    """A network's predictions are no numbers."""
+
+
 class ChannelsError(UserError):
     """An image of another number of channels than the first of its set, and otherwise whole."""
 

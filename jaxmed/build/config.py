@@ -276,8 +276,14 @@ def read_run(workdir: Path) -> dict[str, Any]:
         run = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(run, dict) or not {"config", "data"} <= run.keys():
             raise ValueError("it holds no config and data of a run")
+        if not isinstance(run["config"], dict) or "task" not in run["config"]:
+            raise ValueError("its config names no task")
         return run
     except FileNotFoundError:
+        if (workdir / "checkpoints").is_dir():
+            raise UserError(
+                f"{path}: is gone, and checkpoints are there; restore it, or use another workdir"
+            ) from None
         raise UserError(
             f"{workdir}: holds no {CONFIG_FILE}, so it is not the workdir of a run; "
             "give --workdir the folder that train.py wrote"

@@ -59,7 +59,13 @@ def _settings(run: TrainedRun) -> list[str]:
     """What makes predictions other than those of the run's own config, such as mirrored views."""
     changed = differences(flatten(run.run["config"]), flatten(run.experiment.config))
     # As an export is checked in float32, and what a device computes in is chosen by it.
-    free = (*FREE, "model.dtype", "model.remat", *(f"evaluation.{key}" for key in _OF_DECISIONS))
+    free = (
+        *FREE,
+        "plan",
+        "model.dtype",
+        "model.remat",
+        *(f"evaluation.{key}" for key in _OF_DECISIONS),
+    )
     keys = [(line.split(":")[0], line) for line in changed]
     return [line for key, line in keys if key not in free and not key.startswith("sharding.")]
 

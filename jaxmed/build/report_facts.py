@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxmed.build.trained import TrainedRun
 from jaxmed.build.workdir import read_split_ids
+from jaxmed.data.sources.phantoms import Phantoms
 from jaxmed.evaluation.report import CARD_FILE
 from jaxmed.evaluation.report_parts.model_card import check_stated
 from jaxmed.evaluation.report_parts.scores import headline
@@ -79,6 +80,8 @@ def _count_classes(source: Source, rows: Sequence[int]) -> dict[str, int]:
 
 def _leak(source: Source, rows: Mapping[str, Sequence[int]]) -> str:
     """Whether patients are in several parts."""
+    if source.patients is None and isinstance(source, Phantoms):
+        return "Every image is made up by itself, so no patient is in several parts."
     if source.patients is None:
         return (
             "Patients are not known, so images of one patient may be in several parts: name them "

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,30 @@ import numpy as np
 from jaxmed.build.locks import Lock
 from jaxmed.build.sweep_space import Dimension
 from jaxmed.evaluation.sweep_ranking import Trial
+from jaxmed.training.faults import disk_fault
 from jaxmed.types import UserError
 
 try:
     import optuna
+    import sqlalchemy
     from optuna.trial import TrialState
 except ImportError as error:  # an extra
     raise UserError("sweep.py needs Optuna: make setup EXTRAS=sweeps") from error
 
 SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("asha", "median", "none")
+STUDY_FILE = "study.db"
 MOST_COMBINATIONS = 1000
+"""Of a space whose every combination is looked at."""
 STARTUP = 10
 """Trials of TPE that are drawn at random, before there is enough to learn from."""
+DRAWS = 100
+"""Tries to draw settings that no trial has."""
+PATIENCE = 60
+"""Seconds that one worker waits until another has written to the study."""
+
+StorageFault = optuna.exceptions.StorageInternalError
+"""The study could not be read or written, which is no fault of a trial."""
 
 _STATES = {
     TrialState.COMPLETE: "finished",
@@ -65,8 +76,7 @@ class Study:
         self._held: dict[int, Lock] = {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self._alone():
-            database = f"sqlite:///{(folder / 'study.db').absolute()}"
-            self._storage = optuna.storages.RDBStorage(database)
+            self._storage = _open_storage(folder)
             self._study = optuna.create_study(
                 storage=self._storage,
                 study_name="sweep",
@@ -74,8 +84,6 @@ class Study:
                 direction="maximize",
                 pruner=_make_pruner(pruner, 1),
             )
-            if sampler == "grid":
-                self._enqueue_grid()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -87,26 +95,38 @@ class Study:
         finally:
             lock.free()
 
-    def _enqueue_grid(self) -> None:
-        """Those of the combinations that are not there yet, as after a kill in between."""
-        axes = [dimension.grid() for dimension in self._space]
-        count = math.prod(map(len, axes))
-        if count > MOST_COMBINATIONS:
-            raise UserError(
-                f"--sampler=grid: the space has {count:,} combinations, more than "
-                f"{MOST_COMBINATIONS:,}; use --sampler=random, or fewer values"
-            )
-        if count == len(self._study.get_trials(deepcopy=False)):
-            return
-        for values in itertools.product(*axes):
-            keys = (dimension.key for dimension in self._space)
-            params = dict(zip(keys, values, strict=True))
-            self._study.enqueue_trial(params, skip_if_exists=True)
+    def untried(self) -> list[dict[str, Any]] | None:
+        """The combinations that no trial has, in order; None of a space with too many to list."""
+        if math.prod(dimension.count for dimension in self._space) > MOST_COMBINATIONS:
+            return None
+        keys = [dimension.key for dimension in self._space]
+        every = itertools.product(*(dimension.grid() for dimension in self._space))
+        settings = [dict(zip(keys, values, strict=True)) for values in every]
+        tried = self._tried()
+        return [params for params in settings if _comparable(params) not in tried]
 
-    def waiting(self) -> int:
-        """Combinations of a grid that nobody has begun."""
-        found = self._study.get_trials(deepcopy=False)
-        return sum(trial.state is TrialState.WAITING for trial in found)
+    def _tried(self) -> set[Any]:
+        return {_comparable(trial.params) for trial in self._study.get_trials(deepcopy=False)}
+
+    def _draw(self, number: int) -> dict[str, Any] | None:
+        """Settings that no trial has, for a new one; None where all have been tried.
+
+        The same settings once more would say nothing, since all trials have the same seed.
+        """
+        left = self.untried()
+        if left is not None and (not left or self._sampler == "grid"):
+            return left[0] if left else None
+        tried, found = self._tried(), {}
+        for draw in range(DRAWS):
+            seed = int(np.random.SeedSequence((self._seed, number, draw)).generate_state(1)[0])
+            drafts = optuna.create_study(direction="maximize", sampler=self._make_sampler(seed))
+            drafts.add_trials(self._study.get_trials(deepcopy=False))
+            found = self._suggest(drafts.ask())
+            if _comparable(found) not in tried:
+                break
+            if left is not None:
+                return left[int(np.random.default_rng(seed).integers(len(left)))]
+        return found
 
     def claim(self, *, trials: int, at_once: int = 1) -> list[int]:
         """Numbers of trials that this process is to work on; none where nothing is left.
@@ -130,23 +150,21 @@ class Study:
                     self.release(group[0])
                     continue
                 for number in running:
-                    self._suggest(number)  # where it was lost before it had all values
+                    self._suggest(self._trial(number))  # where it was lost before it had all values
                 return running
-            waiting = sum(trial.state is TrialState.WAITING for trial in found)
-            begun = len(found) - waiting
-            count = min(at_once, trials - begun)
-            if self._sampler == "grid":
-                count = min(count, waiting)
-            if count <= 0:
-                return []
+            begun = sum(trial.state is not TrialState.WAITING for trial in found)
             numbers: list[int] = []
-            for _ in range(count):
-                self._study.sampler = self._make_sampler(begun + len(numbers))
+            for _ in range(min(at_once, trials - begun)):
+                params = self._draw(begun + len(numbers))
+                if params is None:
+                    break
+                self._study.enqueue_trial(params)
                 numbers.append(self._study.ask().number)
-                self._suggest(numbers[-1])
-            if count > 1:
+                self._suggest(self._trial(numbers[-1]))
+            if len(numbers) > 1:
                 self.note(numbers[0], group=numbers)  # of all of them, in one go
-            self._hold(numbers[0])
+            if numbers:
+                self._hold(numbers[0])
             return numbers
 
     def _hold(self, number: int) -> bool:
@@ -174,8 +192,7 @@ class Study:
         """Let others take a trial up."""
         self._held.pop(number).free()
 
-    def _make_sampler(self, number: int) -> Any:
-        seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
+    def _make_sampler(self, seed: int) -> Any:
         if self._sampler == "tpe":  # which takes trials that are under way for bad ones
             return optuna.samplers.TPESampler(
                 seed=seed, n_startup_trials=STARTUP, constant_liar=True
@@ -187,9 +204,8 @@ class Study:
         found = self._study.get_trials(deepcopy=False)[number]
         return optuna.trial.Trial(self._study, found._trial_id)
 
-    def _suggest(self, number: int) -> None:
-        """Draw what a trial has no value of yet."""
-        trial = self._trial(number)
+    def _suggest(self, trial: Any) -> dict[str, Any]:
+        """Draw what a trial has no value of yet; all that it then has."""
         for dimension in self._space:
             key, low, high = dimension.key, dimension.low, dimension.high
             if dimension.choices:
@@ -202,6 +218,7 @@ class Study:
                 with warnings.catch_warnings():  # that the last step ends before the range does
                     warnings.simplefilter("ignore")
                     trial.suggest_float(key, low, high, step=apart, log=dimension.log)
+        return dict(trial.params)
 
     def params(self, number: int) -> dict[str, Any]:
         """What a trial tries."""
@@ -305,6 +322,39 @@ class Study:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         shares = optuna.importance.get_param_importances(own, evaluator=evaluator)
         return {key: float(share) for key, share in shares.items()}, step
+
+
+def _open_storage(folder: Path) -> Any:
+    """The study's database, made where there was no sweep.
+
+    Raises:
+        UserError: it is damaged, or gone though its trials are there.
+    """
+    path = folder / STUDY_FILE
+    lost = not path.exists() or (path.is_file() and not path.stat().st_size)
+    if lost and any((folder / name).exists() for name in ("trials", "together")):
+        how = "empty" if path.exists() else "gone"
+        raise UserError(
+            f"{path}: is {how}, and trials of its sweep are there; restore it from a copy, or use "
+            "another --output"
+        )
+    try:
+        return optuna.storages.RDBStorage(
+            f"sqlite:///{path.absolute()}", engine_kwargs={"connect_args": {"timeout": PATIENCE}}
+        )
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        if disk_fault(error):
+            raise
+        said = " ".join(str(getattr(error, "orig", error)).split())
+        raise UserError(
+            f"{path}: cannot be opened ({said}); restore it from a copy, or use another --output"
+        ) from error
+
+
+def _comparable(params: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The same for settings that differ by the rounding of their steps alone."""
+    rounded = {key: f"{v:.9g}" if isinstance(v, float) else v for key, v in params.items()}
+    return tuple(sorted(rounded.items()))
 
 
 def _make_pruner(name: str, first_rung: int) -> Any:

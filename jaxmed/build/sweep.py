@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,26 @@ from ml_collections import ConfigDict
 
 from jaxmed.build import datasets
 from jaxmed.build.checks import check_numbers
-from jaxmed.build.config import differences, flatten, write_json
+from jaxmed.build.config import differences, flatten, update, write_json
+from jaxmed.build.experiment import Experiment
 from jaxmed.build.locks import Lock
 from jaxmed.build.prepared import check_place
+from jaxmed.build.resolve import resolve
 from jaxmed.build.runs import cut_split
-from jaxmed.build.study import PRUNERS, SAMPLERS, Study
+from jaxmed.build.study import MOST_COMBINATIONS, PRUNERS, SAMPLERS, STUDY_FILE, StorageFault, Study
 from jaxmed.build.sweep_output import write_sweep
 from jaxmed.build.sweep_space import Dimension, is_of_numbers, mixed_switch, read_space
 from jaxmed.build.sweep_together import train_together
 from jaxmed.build.sweep_trials import failure, train_one
-from jaxmed.build.workdir import FREE, make_folder
+from jaxmed.build.workdir import is_free, make_folder
+from jaxmed.data.sources.findings import DataError
 from jaxmed.preprocessing.fingerprint import digest
 from jaxmed.training.faults import disk_fault
-from jaxmed.types import UserError
+from jaxmed.types import Source, UserError
 
 SWEEP_FILE = "sweep.json"
+TRIED_CASES = 20
+"""Cases that the plan sees, to find out whether a value of the space can be one."""
 MOST_FAILURES = 5
 """Failed trials, with none that went well, after which the fault is not in their settings."""
 
@@ -69,7 +75,10 @@ def sweep_run(
     """
     output = Path(output)
     space = _check(config, space_file, sampler, pruner, together)
-    data = digest(datasets.make_source(config))  # which says what is wrong with the data
+    source = datasets.make_source(config)  # which says what is wrong with the data
+    if not (output / SWEEP_FILE).is_file():  # one that goes on has the space that was tried then
+        _try_words(config, space, source, where=f"--space={space_file}")
+    data = digest(source)
     make_folder(output)
     config = config.copy_and_resolve_references()
     config.training.seeds = seeds
@@ -77,7 +86,8 @@ def sweep_run(
     if together == 1 and is_of_numbers(space) and trials > 2:
         print("note: these settings could be trained as one program: --together=8, for example")
     halving = pruner != "none"
-    with Study(output, space, sampler=sampler, pruner=pruner, seed=config.seed) as study:
+    study = Study(output, space, sampler=sampler, pruner=pruner, seed=config.seed)
+    with study, _telling_storage_faults(output):
         while numbers := study.claim(trials=trials, at_once=together):
             try:
                 _refuse_other_data(config, data)
@@ -90,8 +100,12 @@ def sweep_run(
             _refuse_failures(study)
         with _alone(output):
             write_sweep(output, study, config, space)
-        if left := study.waiting():
-            print(f"note: {left} combinations of the grid were not tried; --trials={trials + left}")
+        left = study.untried()
+        if left == []:
+            print("note: all combinations of the space were tried")
+        elif left and sampler == "grid":
+            more = trials + len(left)
+            print(f"note: {len(left)} combinations of the grid were not tried; --trials={more}")
     return True
 
 
@@ -116,8 +130,7 @@ def _check(
         raise UserError("a sweep takes no training.folds, seeds or vary; see --seeds, --together")
     space = read_space(space_file, config)
     if sampler == "grid":
-        for dimension in space:
-            dimension.grid()
+        _check_grid(space)
     if together > 1 and not is_of_numbers(space):
         raise UserError(
             f"--together={together}: models of one program may not differ in all keys of "
@@ -129,6 +142,46 @@ def _check(
             f"others; take 0 out of its values in {space_file}, or leave --together out"
         )
     return space
+
+
+def _try_words(config: ConfigDict, space: Sequence[Dimension], source: Source, where: str) -> None:
+    """Build an experiment of each value that is no number, as its parts know which words there are.
+
+    Raises:
+        UserError: naming the value that makes none.
+    """
+    rows = range(min(len(source.ids), TRIED_CASES))
+    # Nothing is compiled to plan these.
+    given = {"data.batch_size": 1, "training.steps": 1}
+    for dimension in space:
+        for value in dimension.choices:
+            if isinstance(value, (int, float)):
+                continue
+            tried = config.copy_and_resolve_references()
+            update(tried, {**given, dimension.key: value}, where=where)
+            try:
+                resolved, _, fingerprint = resolve(tried, source, rows)
+                made = Experiment(resolved, source.info, fingerprint["class_counts"])
+                made.prepare(source[0])
+                jax.eval_shape(made.init_state, jax.random.key(0))
+            except UserError as error:
+                raise UserError(f"{where}: {dimension.key}={value!r}: {error}") from error
+
+
+def _check_grid(space: Sequence[Dimension]) -> None:
+    """Refuse a space whose combinations cannot be listed."""
+    for dimension in space:
+        if dimension.count == math.inf:
+            raise UserError(
+                f"--sampler=grid: {dimension.key} is a range without a step; give its values as a "
+                "list"
+            )
+    count = math.prod(int(dimension.count) for dimension in space)
+    if count > MOST_COMBINATIONS:
+        raise UserError(
+            f"--sampler=grid: the space has {count:,} combinations, more than "
+            f"{MOST_COMBINATIONS:,}; use --sampler=random, or fewer values"
+        )
 
 
 def _write_or_compare(
@@ -145,10 +198,10 @@ def _write_or_compare(
                 return
             before = json.loads(path.read_text(encoding="utf-8"))
         old, new = _flat(before), _flat(now)
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); restore it, or sweep anew") from error
     for key in new:
-        if key in FREE or key.startswith("sharding."):
+        if is_free(key):
             old[key] = new[key]
     changed = differences(old, new)
     if changed:
@@ -156,6 +209,20 @@ def _write_or_compare(
             f"{output}: holds another sweep ({'; '.join(changed)}); use another --output, or go on "
             "with what it had"
         )
+
+
+@contextlib.contextmanager
+def _telling_storage_faults(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except StorageFault as error:
+        if disk_fault(error):  # told by the command line
+            raise
+        said = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UserError(
+            f"{output / STUDY_FILE}: cannot be read or written ({said}). No trial is to blame: the "
+            "same command goes on"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -201,7 +268,7 @@ def _work(
             return train_together(study, group, config, space, output, is_halving=is_halving)
         return train_one(study, numbers[0], config, space, output)
     except Exception as error:
-        if isinstance(error, OSError) or disk_fault(error):
+        if isinstance(error, (OSError, StorageFault, DataError)) or disk_fault(error):
             raise  # no fault of the trial, which goes on once that is mended
         if isinstance(error, UserError):
             _refuse_other_data(config, data, look_through=True)

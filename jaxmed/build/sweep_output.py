@@ -66,9 +66,13 @@ def write_sweep(output: Path, study: Study, config: ConfigDict, space: Sequence[
         write_ranking(draft, ranked, keys)
     winner = ""
     if done:
-        facts = study.facts(done[0].number)
-        write_winner(output / WINNER_FILE, output / done[0].workdir, facts.get("model"))
-        winner = f"The winner as a config: train.py --config={output / WINNER_FILE} --workdir=DIR"
+        facts, workdir = study.facts(done[0].number), output / done[0].workdir
+        if workdir.is_dir():
+            write_winner(output / WINNER_FILE, workdir, facts.get("model"))
+            winner = f"train.py --config={output / WINNER_FILE} --workdir=DIR"
+            winner = f"The winner as a config: {winner}"
+        else:
+            winner = f"{workdir} of the winner is gone; its settings are in the table."
         print(winner)
     importance, at_step = study.importance()
     when = "" if at_step is None else f" (of the score at step {at_step})"

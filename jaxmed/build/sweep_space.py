@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from jaxmed.build.checks import check_numbers, useless_keys
 from jaxmed.build.config import flatten, update
 from jaxmed.build.members import SWITCHES, VARIABLE
-from jaxmed.build.workdir import FREE
+from jaxmed.build.workdir import is_free
 from jaxmed.types import UserError
 
 LARGEST_FILE = 2**20
@@ -29,8 +29,14 @@ UNCOMPARABLE = (
     *("data.layout", "data.path", "data.name", "data.label_column", "data.class_names"),
     *("data.masks", "data.invalid", "data.fractions", "data.kind", "data.ndim", "data.count"),
     *("data.extent", "evaluation.nsd_tolerance"),
+    "model.init",  # of a run that may have learnt cases of the validation part
 )
 """Keys that change the validation part, or what its score means."""
+UNRANKED = (
+    *("evaluation.coverage", "evaluation.calibration", "evaluation.operating_point"),
+    "evaluation.score_threshold",
+)
+"""Keys of what is decided after the ranking."""
 
 Value = str | int | float | bool
 
@@ -68,20 +74,20 @@ class Dimension:
         """Whether the range is of whole numbers."""
         return isinstance(self.low, int)
 
-    def grid(self) -> list[Any]:
-        """All values, as `names` has them.
+    @property
+    def count(self) -> float:
+        """How many values there are; infinite of a range without steps."""
+        if self.choices:
+            return len(self.choices)
+        if not self.step or self.log:
+            return math.inf
+        return math.floor((self.high - self.low) / self.step + 1e-9) + 1
 
-        Raises:
-            UserError: of a range without steps.
-        """
+    def grid(self) -> list[Any]:
+        """All values, as `names` has them, where `count` is finite."""
         if self.choices:
             return self.names
-        if not self.step:
-            raise UserError(
-                f"--sampler=grid: {self.key} is a range without a step; give its values as a list"
-            )
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        return [self.low + i * self.step for i in range(count)]
+        return [self.low + i * self.step for i in range(int(self.count))]
 
     def told(self) -> str:
         """In words."""
@@ -123,7 +129,7 @@ def read_space(path: str | Path, config: ConfigDict) -> tuple[Dimension, ...]:
         where = f"--space={path}"
         if key not in known:
             raise UserError(f"{where}: no such key {key!r}{_meant(str(key), list(known))}")
-        _check_key(where, key)
+        _check_key(where, key, known)
         dimensions.append(_dimension(where, key, given, type(known[key])))
     _try_values(str(path), config, dimensions)
     return tuple(dimensions)
@@ -138,12 +144,17 @@ def _parse(text: str) -> Any:
     """
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
         raise ValueError("it has aliases (*name); write the values out")
-    node = yaml.compose(text, yaml.SafeLoader)
-    if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise ValueError(f"{twice[0]} is there twice")
+    nodes = [yaml.compose(text, yaml.SafeLoader)]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value]
+            twice = [key for key in keys if keys.count(key) > 1]
+            if twice:
+                raise ValueError(f"{twice[0]} is there twice")
+            nodes += [value for _, value in node.value]
     return yaml.safe_load(text)
 
 
@@ -174,14 +185,20 @@ def _meant(key: str, keys: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else "; train.py --dry_run lists the keys"
 
 
-def _check_key(where: str, key: str) -> None:
+def _check_key(where: str, key: str, known: Mapping[str, Any]) -> None:
     if key in UNCOMPARABLE:
         raise UserError(
             f"{where}: {key} changes what the score means, so that trials could not be compared; "
             "sweep over it by hand"
         )
-    if key in FREE or key.endswith("_every") or key.startswith("sharding."):
-        raise UserError(f"{where}: {key} does not change the result; leave it out")
+    if is_free(key) or key.endswith("_every") or key in UNRANKED:
+        raise UserError(
+            f"{where}: {key} does not change the score that trials are ranked by; leave it out"
+        )
+    if key == "training.epochs" and known["training.steps"]:
+        raise UserError(
+            f"{where}: {key} has no effect beside training.steps; leave one of them out"
+        )
     if key in ("training.folds", "training.seeds", "training.vary"):
         raise UserError(f"{where}: {key} is not for a search; see --seeds and --together")
 
@@ -234,7 +251,7 @@ def _typed(where: str, key: str, value: Any, kind: type) -> Any:
 
 def _try_values(path: str, config: ConfigDict, space: Sequence[Dimension]) -> None:
     """Set each choice and each end of a range, and check the config it makes."""
-    helps = set()
+    helps, known = set(), flatten(config)
     for dimension in space:
         for value in dimension.choices or (dimension.low, dimension.high):
             tried = config.copy_and_resolve_references()
@@ -245,10 +262,12 @@ def _try_values(path: str, config: ConfigDict, space: Sequence[Dimension]) -> No
                 raise UserError(f"--space={path}: {error}") from None
             # A key may matter only beside the values of another one.
             for other in space:
-                for of_other in other.choices or (other.high,):
-                    update(tried, {other.key: of_other}, where=f"--space={path}")
+                for of_other in other.choices or (other.low, other.high):
+                    beside = {dimension.key: value, other.key: of_other}
+                    update(tried, beside, where=f"--space={path}")
                     if dimension.key not in useless_keys(tried):
                         helps.add(dimension.key)
+                update(tried, {other.key: known[other.key]}, where=f"--space={path}")
     for dimension in space:
         if dimension.key not in helps:
             raise UserError(f"--space={path}: {dimension.key} has no effect here; leave it out")

@@ -28,15 +28,14 @@ from jaxmed.build.runs import train_run
 from jaxmed.build.study import Study
 from jaxmed.build.sweep_space import Dimension, settings_of
 from jaxmed.build.sweep_trials import (
-    count_resumes,
+    counting_resumes,
     finish_trial,
     read_summary,
     tell_score,
     tell_settings,
-    train_one,
 )
 from jaxmed.build.trained import load_run
-from jaxmed.build.workdir import SPLIT_FILE
+from jaxmed.build.workdir import SPLIT_FILE, saved_steps
 from jaxmed.training.checkpoints import Checkpoints
 from jaxmed.training.signals import StopSignal
 from jaxmed.types import UserError
@@ -58,10 +57,8 @@ def train_together(
     Returns:
         False where a signal stopped it.
     """
-    settings = _different(study, group, space)
+    settings = {number: settings_of(space, study.params(number)) for number in group}
     alive = list(settings)
-    if len(alive) == 1:
-        return train_one(study, alive[0], config, space, output)
     for number in alive:
         print(f"trial {number}: {tell_settings(settings[number])}")
     rounds = int(math.log2(len(alive))) - 1 if is_halving else 0
@@ -71,12 +68,13 @@ def train_together(
         config = config.copy_and_resolve_references()
         config.training.vary = vary_text([settings[number] for number in alive])
         if not _was_halved(workdir):
-            count_resumes(study, alive, workdir)
             for number in alive:
                 study.note(number, workdir=str(workdir.relative_to(output)))
             watch = _Halving(study, alive, workdir, config.training.seeds, rounds - rung)
             stop = StopSignal()
-            if train_run(config, workdir, watch=watch, stop=stop):
+            with counting_resumes(study, alive, workdir):
+                finished = train_run(config, workdir, watch=watch, stop=stop)
+            if finished:
                 _finish(study, alive, workdir, config.training.seeds)
                 return True
             if stop.requested or not _was_halved(workdir):
@@ -91,21 +89,6 @@ def train_together(
         config.training.vary = vary_text([settings[number] for number in alive])
         _start_next(workdir, folder / f"rung{rung + 1}", config, places)
     raise AssertionError("count has no end")
-
-
-def _different(
-    study: Study, group: Sequence[int], space: Sequence[Dimension]
-) -> dict[int, dict[str, Any]]:
-    """The settings by trial; one that is the same as another's is given up."""
-    settings: dict[int, dict[str, Any]] = {}
-    for number in group:
-        own = settings_of(space, study.params(number))
-        same = [n for n, other in settings.items() if other == own]
-        if not same:
-            settings[number] = own
-        elif study.running([number]):
-            study.fail(number, f"has the settings of trial {same[0]}, with which it was drawn")
-    return settings
 
 
 class _Halving:
@@ -128,14 +111,15 @@ class _Halving:
     def __call__(self, step: int, scores: Sequence[float | None]) -> bool:
         """Report the scores; whether the round ends."""
         by_trial = np.array(scores, object).reshape(len(self._numbers), self._seeds)
+        training = read_run(self._workdir)["config"]["training"]
         means = []
         for number, own in zip(self._numbers, by_trial.tolist(), strict=True):
-            tell_score(self._study, number, step, own)
+            tell_score(self._study, number, step, own, training)
             known = [score for score in own if score is not None]
             means.append(float(np.mean(known)) if known else -math.inf)
         if self._rounds <= 0 or len(self._numbers) < 4:
             return False
-        steps = read_run(self._workdir)["config"]["training"]["steps"]
+        steps = training["steps"]
         if step < steps / 2**self._rounds or step >= steps:
             return False
         order = sorted(range(len(means)), key=lambda place: -means[place])  # of equals the first
@@ -149,8 +133,7 @@ def _was_halved(workdir: Path) -> bool:
     if not (workdir / HALVED_FILE).is_file():
         return False
     halved = json.loads((workdir / HALVED_FILE).read_text(encoding="utf-8"))
-    saved = (int(p.name) for p in workdir.glob("checkpoints/*") if p.name.isdigit())
-    return max(saved, default=0) >= halved["step"]
+    return max(saved_steps(workdir), default=0) >= halved["step"]
 
 
 def _finish(study: Study, numbers: Sequence[int], workdir: Path, seeds: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxmed.build.config import read_run, update
 from jaxmed.build.runs import train_run
 from jaxmed.build.study import Study
 from jaxmed.build.sweep_space import Dimension, settings_of
+from jaxmed.build.workdir import saved_steps
 from jaxmed.training.faults import memory_fault
 from jaxmed.training.progress import TrainingDiverged
 from jaxmed.training.signals import StopSignal
@@ -36,19 +38,21 @@ def train_one(
     workdir = output / "trials" / str(number)
     print(f"trial {number}: {tell_settings(settings)}")
     if "pruned" not in study.facts(number):  # otherwise its worker was lost just then
-        count_resumes(study, [number], workdir)
         study.note(number, workdir=str(workdir.relative_to(output)))
         config = config.copy_and_resolve_references()
         update(config, settings, where=f"trial {number}")
 
         def watch(step: int, scores: Any) -> bool:
-            study.set_first_rung(read_run(workdir)["config"]["training"]["evaluate_every"])
-            if tell_score(study, number, step, np.ravel(scores).tolist()):
-                study.note(number, pruned=step)
-                return True
-            return False
+            training = read_run(workdir)["config"]["training"]
+            ends = tell_score(study, number, step, np.ravel(scores).tolist(), training)
+            if not ends or step >= training["steps"]:  # then it has come to its end by itself
+                return False
+            study.note(number, pruned=step)
+            return True
 
-        if train_run(config, workdir, watch=watch, stop=stop):
+        with counting_resumes(study, [number], workdir):
+            finished = train_run(config, workdir, watch=watch, stop=stop)
+        if finished:
             found = read_summary(workdir)
             entries = found["members"] if config.training.seeds > 1 else [found]
             finish_trial(study, number, entries, found["main_score"], config.training.seeds)
@@ -65,8 +69,23 @@ def tell_settings(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
-def tell_score(study: Study, number: int, step: int, scores: Sequence[float | None]) -> bool:
-    """Report the mean over the seeds that have a score; whether the trial should end there."""
+def tell_score(
+    study: Study,
+    number: int,
+    step: int,
+    scores: Sequence[float | None],
+    training: Mapping[str, Any],
+) -> bool:
+    """Report the mean over the seeds that have a score; whether the trial should end there.
+
+    Args:
+        study: the trial's.
+        number: of the trial.
+        step: that was evaluated.
+        scores: one a seed.
+        training: that section of the run's config.
+    """
+    study.set_first_rung(training["evaluate_every"])
     known = [score for score in scores if score is not None]
     if known and not np.isfinite(known).all():
         study.note(number, diverged=step)
@@ -115,21 +134,29 @@ def read_summary(workdir: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def count_resumes(study: Study, numbers: Sequence[int], workdir: Path) -> None:
+@contextlib.contextmanager
+def counting_resumes(study: Study, numbers: Sequence[int], workdir: Path) -> Iterator[None]:
     """Give up what ends its process time and again at the same step.
+
+    What is counted are attempts whose process did not live to say how they ended.
 
     Raises:
         UserError: then.
     """
-    steps = [int(p.name) for p in workdir.glob("checkpoints/*") if p.name.isdigit()]
-    begun = [*study.facts(numbers[0]).get("begun", []), max(steps, default=0)]
-    if begun.count(begun[-1]) > MOST_RESUMES:
+    ended = study.facts(numbers[0]).get("begun", [])
+    step = max(saved_steps(workdir), default=0)
+    if ended.count(step) >= MOST_RESUMES:
         raise UserError(
-            f"the process was ended {MOST_RESUMES} times after step {begun[-1]}, as when a machine "
+            f"the process was ended {MOST_RESUMES} times after step {step}, as when a machine "
             "runs out of memory"
         )
     for number in numbers:
-        study.note(number, begun=begun)
+        study.note(number, begun=[*ended, step])
+    try:
+        yield
+    finally:
+        for number in numbers:
+            study.note(number, begun=ended)
 
 
 def failure(error: Exception) -> str | None:

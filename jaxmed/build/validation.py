@@ -15,7 +15,7 @@ from jaxmed.evaluation.evaluate import plain_scores, predict_cases, score_cases
 from jaxmed.training.processes import gather_rows, share_of
 from jaxmed.training.sharding import Lifted
 from jaxmed.training.state import TrainState
-from jaxmed.types import Source
+from jaxmed.types import NotFiniteError, Source
 
 
 class Validation:
@@ -46,9 +46,22 @@ class Validation:
         ]
 
     def _score(self, variables: Any, places: Sequence[int]) -> dict[str, float | None] | None:
-        experiment, task = self._experiment, self._experiment.quick_task
+        """Scores of one model; None where it has diverged, and others are trained with it.
+
+        Raises:
+            NotFiniteError: it has diverged, and is trained alone.
+        """
         if places and not np.isfinite(float(optax.tree.norm(variables))):
             return None
+        try:
+            return self._scored(variables, places)
+        except NotFiniteError:
+            if not places:
+                raise
+            return None
+
+    def _scored(self, variables: Any, places: Sequence[int]) -> dict[str, float | None]:
+        experiment, task = self._experiment, self._experiment.quick_task
         fold = experiment.members[places[0]].fold if places else None
         cases = predict_cases(
             experiment.predictor(variables, members=places),

@@ -21,6 +21,7 @@ import jaxmed
 from jaxmed.build.config import CONFIG_FILE, differences, flatten, read_run, write_json
 from jaxmed.build.locks import Lock
 from jaxmed.preprocessing.fingerprint import digest
+from jaxmed.training.checkpoints import finished_steps
 from jaxmed.training.processes import is_first
 from jaxmed.types import Source, UserError
 
@@ -28,9 +29,7 @@ SPLIT_FILE = "split.json"
 LOCK_FILE = ".lock"
 
 
-# What cannot change the result, so a run may go on with another value.
 FREE = (
-    "plan",
     "data.path",
     "data.download",
     "data.workers",
@@ -44,6 +43,12 @@ FREE = (
     "evaluation.explain",
     "evaluation.familiarity",
 )
+"""What cannot change the result, so that it may be another when a run is gone on with."""
+
+
+def is_free(key: str) -> bool:
+    """Whether a key of the config cannot change what a training comes to."""
+    return key in FREE or key.startswith("sharding.")
 
 
 def make_folder(path: Path) -> None:
@@ -80,6 +85,11 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # Of a start that failed, as for a mistyped value, nothing is left.
+        with contextlib.suppress(OSError):
+            if [path.name for path in workdir.iterdir()] == [LOCK_FILE]:
+                (workdir / LOCK_FILE).unlink()
+                workdir.rmdir()
         lock.free()
 
 
@@ -111,7 +121,12 @@ def check_same_kind(workdir: Path, earlier: Mapping[str, Any], config: ConfigDic
 
 def has_checkpoints(workdir: Path) -> bool:
     """Whether a run came as far as a finished checkpoint."""
-    return any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*"))
+    return bool(saved_steps(workdir))
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """Steps of a run's finished checkpoints, in order."""
+    return finished_steps(workdir / "checkpoints")
 
 
 def read_split(workdir: Path, source: Source) -> dict[str, list[int]]:
@@ -139,7 +154,16 @@ def read_split_ids(workdir: Path) -> dict[str, list[str]]:
     """
     path = workdir / SPLIT_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        parts = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(parts, dict) or not all(isinstance(p, list) for p in parts.values()):
+            raise ValueError("it does not list cases by part")
+        lacking = [part for part in ("train", "val") if not parts.get(part)]
+        if len(lacking) == 1 or not any(parts.values()):  # folds are in place of both
+            raise ValueError(f"it has no cases of {lacking[0]}")
+        cases = [name for part, names in parts.items() for name in names]
+        if len(set(cases)) < len(cases):
+            raise ValueError("a case is in two parts")
+        return parts
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); restore it or train anew") from error
 
@@ -210,7 +234,8 @@ def write_or_compare(workdir: Path, run: dict[str, Any]) -> None:
         for key in ("training.steps", "training.epochs"):
             before[key] = now[key]
     for key in now:
-        if key in FREE or key.endswith("_every") or key.startswith("sharding."):
+        # What an earlier plan had set is kept.
+        if is_free(key) or key.endswith("_every") or key == "plan":
             before[key] = now[key]
     changed = differences(before, now)
     if changed:

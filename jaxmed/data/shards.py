@@ -28,6 +28,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from jaxmed.data.quality import THREADS
 from jaxmed.data.records import decode, encode
+from jaxmed.data.sources.findings import DataError
 from jaxmed.types import DatasetInfo, Example, UserError
 
 VERSION = 4
@@ -232,10 +233,11 @@ class Shards:
         try:
             yield
         except (RuntimeError, LookupError, ValueError, TypeError, OSError, struct.error) as error:
-            said = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{path}, case {row}: cannot be read ({said}); delete this file, and the same "
-                "command prepares it again"
+            # Numbers that are damaged are of the wrong type to the reader.
+            said = "damaged" if isinstance(error, TypeError) else " ".join(str(error).split())[:200]
+            told = f"{path}, case {row}: cannot be read ({said})"
+            raise DataError(
+                f"{told}; delete this file, and the same command prepares it again", [told]
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:

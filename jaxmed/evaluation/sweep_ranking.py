@@ -13,6 +13,8 @@ import numpy as np
 import scipy.integrate
 import scipy.stats
 
+from jaxmed.types import count_of
+
 MOST_TRIALS = 1_000_000
 """Beyond which no number of trials is told."""
 
@@ -180,18 +182,20 @@ def tell_verdict(verdict: Verdict | None) -> list[str]:
         return ["No trial finished with a score and an interval, so nothing can be said of chance."]
     told = []
     cases = f"{verdict.cases} cases" if verdict.cases else "The cases"
-    if verdict.is_doubtful:
-        lead = "no other to lead" if verdict.lead is None else f"a lead of {verdict.lead:.4f}"
+    if verdict.lead is None:
+        told.append("Only one trial finished, so nothing tells whether its settings are better.")
+    elif verdict.is_doubtful:
         told.append(
-            f"The winner has {lead}; chance alone is expected to lift the best of "
-            f"{verdict.trials} equally good settings by up to {verdict.excess:.4f}. It may be no "
-            f"better than the {len(verdict.level)} other trials within that."
+            f"The winner has a lead of {verdict.lead:.4f}; chance alone is expected to lift the "
+            f"best of {verdict.trials} equally good settings by up to {verdict.excess:.4f}. It may "
+            f"be no better than {count_of(len(verdict.level), 'other trial')} within that."
         )
     many = f"over {MOST_TRIALS:,}" if verdict.bears >= MOST_TRIALS else f"{verdict.bears:,}"
+    trials = "trial" if verdict.bears == 1 else "trials"
     told.append(
         f"{cases} of the validation part give a score a standard error of {verdict.error:.4f} "
-        f"(from its 95 % interval). They bear {many} trials: up to so many, chance is expected to "
-        f"give less than the winner's lead over the median of the finished trials "
+        f"(from its 95 % interval). They bear {many} {trials}: up to so many, chance is expected "
+        f"to give less than the winner's lead over the median of the finished trials "
         f"({verdict.lead_of_median:.4f}); {verdict.trials} were scored."
     )
     told.append(

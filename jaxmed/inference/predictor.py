@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxmed.inference.sliding_window import Blend, extract, window_regions
-from jaxmed.types import Example, Region
+from jaxmed.types import Example, NotFiniteError, Region
 
 Forward = Callable[[dict[str, np.ndarray]], Any]
 
@@ -52,6 +52,7 @@ class Predictor:
 
         Raises:
             ValueError: where an image that must be one window has another shape.
+            NotFiniteError: where the network gives NaN.
         """
         waiting: list[_Case] = []
         queue: list[tuple[_Case, Region]] = []
@@ -98,6 +99,13 @@ class Predictor:
         # The last batch is filled up, so that its shape is the others'.
         padding = [(0, self.batch_size - len(queue))] + [(0, 0)] * (images.ndim - 1)
         predictions = jax.device_get(self.forward({"image": np.pad(images, padding)}))
+        for array in jax.tree.leaves(predictions):
+            if np.isnan(array[: len(queue)]).any():
+                raise NotFiniteError(
+                    "the network predicts what is no number (NaN): its weights are too large or "
+                    "damaged, as after a training that diverged; train it with a lower "
+                    "optimizer.learning_rate"
+                )
         for i, (case, region) in enumerate(queue):
             case.add(region, jax.tree.map(lambda x, i=i: x[i], predictions), blend=self.blend)
 

@@ -117,7 +117,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Of the finished checkpoints, in order."""
-        return _steps(self.directory)
+        return finished_steps(self.directory)
 
     def latest_step(self) -> int | None:
         """Of the latest finished checkpoint."""
@@ -174,7 +174,7 @@ class Checkpoints:
         Orbax leaves out, in silence, a save at or before its latest step.
         """
         replaced = None
-        ahead = [number for number in _steps(self.directory) if number >= step]
+        ahead = [number for number in finished_steps(self.directory) if number >= step]
         wait_for_all("checkpoints: listed")
         for number in ahead:
             path = self.directory / str(number)
@@ -204,7 +204,7 @@ class Checkpoints:
 def best_step(directory: str | Path) -> int | None:
     """Of the checkpoint with the best main score; None where none was evaluated."""
     directory = Path(directory).absolute()
-    steps = _steps(directory)[::-1]
+    steps = finished_steps(directory)[::-1]
     if not steps:
         return None
     best = _read_first(directory, steps, lambda n: _read_arrays(directory, n, ("best",)))["best"]
@@ -304,14 +304,14 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
 
 
-def _steps(directory: Path) -> list[int]:
+def finished_steps(directory: Path) -> list[int]:
     """Steps of the finished checkpoints; an unfinished one has a longer name."""
     return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit() and p.is_dir())
 
 
 def _wanted(directory: Path, step: int | str | None) -> list[int]:
     """Steps to try in turn."""
-    steps = _steps(directory)
+    steps = finished_steps(directory)
     if not steps:
         raise UserError(f"{directory}: there is no checkpoint; train first, or check the path")
     if step == "best":
@@ -344,7 +344,7 @@ def _read_first(directory: Path, steps: list[int], read: Callable[[int], Any]) -
             message = f"{directory}/{number}: the checkpoint cannot be read ({reason})"
             if number == steps[-1]:
                 advice = "restore it from a copy, or train anew in another workdir"
-                if others := [str(n) for n in _steps(directory) if n not in steps]:
+                if others := [str(n) for n in finished_steps(directory) if n not in steps]:
                     advice = f"restore it from a copy, or remove it to use step {others[-1]}"
                 raise UserError(f"{message}; {advice}") from error
             print(f"{message}; trying the one before")

@@ -14,11 +14,11 @@ _DISK = {
 }
 # What libraries that write by themselves make of the same.
 _SAID = {
-    r"No space left on device|ENOSPC": errno.ENOSPC,
+    r"No space left on device|ENOSPC|database or disk is full": errno.ENOSPC,
     r"quota exceeded|EDQUOT": errno.EDQUOT,
-    r"Read-only file system|EROFS": errno.EROFS,
+    r"Read-only file system|EROFS|attempt to write a readonly database": errno.EROFS,
     r"File too large|EFBIG": errno.EFBIG,
-    r"Input/output error|\bEIO\b": errno.EIO,
+    r"Input/output error|\bEIO\b|disk I/O error": errno.EIO,
 }
 _MEMORY = r"RESOURCE_EXHAUSTED|[Oo]ut of memory"
 

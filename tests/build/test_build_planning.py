@@ -308,7 +308,7 @@ def test_sets_too_small_for_parts_are_looked_at_all_the_same(tmp_path, capsys):
     write_phantoms(tmp_path / "data", layout="pairs", count=2, size=32, parts=False)
     assert not plan_run(config_of(tmp_path), tmp_path / "plan")
     said = capsys.readouterr().out
-    assert "error: parts (1): 2 patients are too few for 3 parts" in said and "plan:" in said
+    assert "error: parts (1): 2 cases are too few for 3 parts" in said and "plan:" in said
 
 
 def test_intensities_are_of_ct_only_where_all_is_like_it():

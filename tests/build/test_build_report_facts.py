@@ -7,14 +7,24 @@ from jaxmed.data.sources.phantoms import Phantoms
 from jaxmed.types import UserError
 
 
-class Drawn(Phantoms):
-    """Phantoms of which more is known."""
+class Drawn:
+    """What is known of five cases."""
 
     def __init__(self, *, patients, parts=None):
-        super().__init__("body", task="classification", count=5)
+        made = Phantoms("body", task="classification", count=5)
+        self.info, self.ids = made.info, made.ids
         self.patients = patients
         self.labels = [0, 0, 1, 1, 1]
         self.parts = parts or {}
+        self.notes = []
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, row):
+        raise AssertionError("no case is read")
+
+    read = __getitem__
 
 
 def write_split(folder, source, split):
@@ -44,6 +54,10 @@ def test_patients_in_several_parts_and_unknown_ones_are_told(tmp_path):
     unknown = Drawn(patients=None)
     told = " ".join(describe_split(tmp_path, unknown, is_own=True)["told"])
     assert "Patients are not known" in told
+    cells = Phantoms("cells", count=5)
+    assert cells.patients is None
+    write_split(tmp_path, cells, {"train": [0, 1, 2], "val": [3, 4]})
+    assert "Patients" not in " ".join(describe_split(tmp_path, cells, is_own=True)["told"])
 
 
 def test_statements_of_people_are_read_and_checked(tmp_path):

@@ -1,11 +1,14 @@
 """Sweeps: the space, the study that workers share, trials that fail, end early or are killed."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
 import runpy
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +16,7 @@ from pathlib import Path
 import pytest
 from small_runs import small_config
 
+from jaxmed.build import study as study_module
 from jaxmed.build import sweep_trials
 from jaxmed.build.config import config_of_run, flatten, read_run, write_json
 from jaxmed.build.members import parse_vary, vary_text
@@ -21,6 +25,7 @@ from jaxmed.build.study import Study
 from jaxmed.build.sweep import MOST_FAILURES, sweep_run
 from jaxmed.build.sweep_space import is_of_numbers, read_space, settings_of
 from jaxmed.build.sweep_together import _Halving
+from jaxmed.build.sweep_trials import counting_resumes
 from jaxmed.data.sources.phantom_files import write_phantoms
 from jaxmed.training.progress import TrainingDiverged
 from jaxmed.types import UserError
@@ -45,6 +50,7 @@ def space_file(tmp_path):
 def pretend(config, workdir, *, watch=None, stop=None):
     """A training whose score is best at a learning rate of 0.01, and grows with the steps."""
     workdir.mkdir(parents=True, exist_ok=True)
+    config.training.steps = 8
     write_json(workdir / "config.json", {"config": config.to_dict(), "data": {}})
     best = 1 - abs(math.log10(config.optimizer.learning_rate) + 2) / 4
     values = [best + 0.01 * seed for seed in range(config.training.seeds)]
@@ -102,7 +108,11 @@ def sweep(tmp_path, space_file, monkeypatch, opened):
         ("data.size: [[32, a], [28, 28]]", "expected numbers"),
         ("optimizer.momentum: [0.8, 0.9]", "has no effect here"),
         ("seed: [0, 1]", "could not be compared"),
-        ("data.workers: [0, 1]", "does not change the result"),
+        ("data.workers: [0, 1]", "does not change the score"),
+        ("evaluation.coverage: [0.8, 0.9]", "does not change the score"),
+        ("training.epochs: [1, 2]", "no effect beside training.steps"),
+        ("model.init: [runs/a, runs/b]", "could not be compared"),
+        ("model.width: {low: 4, low: 8, high: 16}", "low is there twice"),
         ("training.seeds: [1, 2]", "see --seeds"),
         ("[1, 2]", "expected lines such as"),
         ("", "expected lines such as"),
@@ -129,8 +139,7 @@ def test_a_space_of_all_kinds_of_values(space_file):
     params = {rate.key: 0.1, width.key: 8, size.key: "[28, 28]", name.key: "sgd", momentum.key: 0.8}
     assert settings_of(space, params)["data.size"] == (28, 28)
     assert not is_of_numbers(space)
-    with pytest.raises(UserError, match="range without a step"):
-        rate.grid()
+    assert [dimension.count for dimension in space] == [math.inf, 3, 2, 2, 2]
 
 
 def test_settings_written_for_one_program_are_read_again():
@@ -330,7 +339,8 @@ def test_a_diverged_seed_fails_its_trial_and_means_are_over_seeds(tmp_path, spac
         {"metrics": {"f1": {"value": v, "low": v - 0.1, "high": v + 0.2, "n": 9}}, "step": 4}
         for v in (0.4, 0.6)
     ]
-    assert not sweep_trials.tell_score(study, first, 2, [0.4, -math.inf])
+    training = {"evaluate_every": 2}
+    assert not sweep_trials.tell_score(study, first, 2, [0.4, -math.inf], training)
     with pytest.raises(UserError, match="diverged before step 2"):
         sweep_trials.finish_trial(study, first, entries, "f1", 2)
     with pytest.raises(UserError, match="undefined, or a model diverged"):
@@ -386,12 +396,159 @@ def test_what_kills_its_process_time_and_again_is_given_up(tmp_path, space_file,
     space = read_space(space_file(SPACE), small_config("classification"))
     study = opened(tmp_path / "study", space)
     numbers = study.claim(trials=1)
+    for _ in range(5):  # a signal, or a full disk, which leave time to say so
+        with contextlib.suppress(OSError), counting_resumes(study, numbers, tmp_path):
+            raise OSError(28, "No space left on device")
+    killed = []
     for _ in range(sweep_trials.MOST_RESUMES):
-        sweep_trials.count_resumes(study, numbers, tmp_path)
+        killed.append(counting_resumes(study, numbers, tmp_path))
+        killed[-1].__enter__()
     with pytest.raises(UserError, match="ended 3 times after step 0"):
-        sweep_trials.count_resumes(study, numbers, tmp_path)
+        counting_resumes(study, numbers, tmp_path).__enter__()
     (tmp_path / "checkpoints/4").mkdir(parents=True)
-    sweep_trials.count_resumes(study, numbers, tmp_path)
+    with counting_resumes(study, numbers, tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+def test_no_settings_are_tried_twice_and_a_finished_space_ends_the_sweep(sweep, capsys, sampler):
+    text = "optimizer.learning_rate: [0.001, 0.01, 0.1]\nmodel.width: {low: 4, high: 8, step: 2}"
+    trials = sweep(text=text, sampler=sampler, pruner="none", trials=40).trials()
+    assert len({tuple(trial.params.items()) for trial in trials}) == len(trials) == 9
+    assert "all combinations of the space were tried" in capsys.readouterr().out
+
+
+def test_steps_that_are_rounded_are_the_same(tmp_path, space_file, opened):
+    space = read_space(
+        space_file("model.dropout: {low: 0.1, high: 0.7, step: 0.1}"),
+        small_config("classification"),
+    )
+    study = opened(tmp_path / "study", space)
+    found = [study.params(number)["model.dropout"] for number in study.claim(trials=50, at_once=50)]
+    assert sorted(found) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "optimizer.name: [adamw, sdg]",
+        "model.name: [resnet18, resnet99]",
+        "model.norm: [batch, foo]",
+        "data.size: [[32, 32], [32, 32, 32]]",
+        "data.normalization: [zscore, z]",
+        "plan: [auto, nowhere.json]",
+    ],
+)
+def test_words_that_are_none_are_told_before_anything_runs(sweep, tmp_path, text):
+    key = text.split(":")[0]
+    with pytest.raises(UserError, match=rf"space.yaml: {key}="):
+        sweep(text=text)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_order_of_a_space_does_not_matter(space_file):
+    """A key that matters only beside one value of another, which is no default."""
+    config = small_config("classification", **{"augmentation.affine": 0.0})
+    lines = [
+        "augmentation.enabled: [true, false]",
+        "augmentation.affine: [0.5, 0.0]",
+        "augmentation.rotation: [10.0, 20.0]",
+    ]
+    for order in itertools.permutations(lines):
+        assert len(read_space(space_file("\n".join(order)), config)) == 3
+
+
+def test_a_space_too_large_for_a_grid_is_refused_without_listing_it(sweep):
+    with pytest.raises(UserError, match="has 99,999,999,999,999 combinations"):
+        sweep(text="model.width: {low: 1, high: 99999999999999}", sampler="grid")
+
+
+def test_another_plan_is_another_sweep(sweep, tmp_path):
+    sweep(trials=1)
+    config = small_config("classification", **{"optimizer.clip_norm": 0.0, "plan": "none"})
+    with pytest.raises(UserError, match="holds another sweep .*plan"):
+        sweep_run(config, tmp_path / "space.yaml", tmp_path / "out", trials=2)
+
+
+def test_a_trial_whose_worker_is_lost_after_its_last_step_is_not_pruned(sweep, tmp_path, opened):
+    """The pruner dislikes the last score, which ends nothing any more: the best one counts."""
+
+    def train(config, workdir, *, watch, stop):
+        if workdir.name == "3" and not (workdir / "lost").exists():
+            workdir.mkdir(parents=True, exist_ok=True)
+            pretended = config.copy_and_resolve_references()
+            pretended.training.steps = 8
+            write_json(workdir / "config.json", {"config": pretended.to_dict(), "data": {}})
+            for step, score in ((2, 0.99), (4, 0.99), (8, -1.0)):
+                watch(step, score)
+            (workdir / "lost").touch()
+            raise KeyboardInterrupt
+        return pretend(config, workdir, watch=watch)
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(train, trials=6)
+    after = sweep(train, trials=6).trials()
+    assert after[3].state == "finished"
+
+
+def test_trials_of_one_program_are_compared_at_the_same_steps(tmp_path, space_file, opened):
+    """A trial that is trained alone meets those that were trained together at its first rung."""
+    space = read_space(space_file(SPACE), small_config("classification"))
+    study = opened(tmp_path / "study", space)
+    group = study.claim(trials=5, at_once=4)
+    run = small_config("classification", **{"training.evaluate_every": 50, "training.steps": 400})
+    write_json(tmp_path / "config.json", {"config": run.to_dict(), "data": {}})
+    watch = _Halving(study, group, tmp_path, 1, 0)
+    for step in (50, 100, 200):
+        watch(step, [0.1 + step / 1000 + place / 100 for place in range(4)])
+    [alone] = study.claim(trials=5)
+    training = run.to_dict()["training"]
+    assert [
+        sweep_trials.tell_score(study, alone, step, [score], training)
+        for step, score in ((50, 0.2), (100, 0.19))
+    ] == [False, True]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"SQLite format 3\0 and so on", b"\0" * 9000])
+def test_a_study_that_is_gone_or_damaged_is_not_begun_anew(sweep, tmp_path, content):
+    sweep(trials=2)
+    path = tmp_path / "out/study.db"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"study\.db: .*restore it from a copy"):
+        sweep(trials=3)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"config": 3}', "{"])
+def test_a_damaged_description_of_a_sweep_is_told(sweep, tmp_path, content):
+    sweep(trials=1)
+    (tmp_path / "out/sweep.json").write_text(content)
+    with pytest.raises(UserError, match=r"sweep\.json: cannot be read"):
+        sweep(trials=2)
+
+
+def test_a_study_that_is_locked_fails_no_trial(sweep, tmp_path, opened, monkeypatch):
+    monkeypatch.setattr(study_module, "PATIENCE", 0.2)
+
+    def train(config, workdir, *, watch, stop):
+        holder = sqlite3.connect(tmp_path / "out/study.db")
+        holder.execute("BEGIN EXCLUSIVE")
+        try:
+            return pretend(config, workdir, watch=watch)
+        finally:
+            holder.close()
+
+    with pytest.raises(UserError, match=r"study\.db: .*locked.*No trial is to blame"):
+        sweep(train, trials=1)
+    assert [trial.state for trial in sweep(trials=1).trials()] == ["finished"]
+
+
+def test_the_table_is_written_without_the_winner_s_folder(sweep, tmp_path, capsys):
+    best = max(sweep(trials=3, pruner="none").trials(), key=lambda trial: trial.score)
+    shutil.rmtree(tmp_path / "out/trials" / str(best.number))
+    sweep(trials=3, pruner="none")
+    assert f"trials/{best.number} of the winner is gone" in capsys.readouterr().out
 
 
 KILLED = """

@@ -84,10 +84,11 @@ class Phantoms:
             licence="Apache-2.0",
         )
         self.ids: Sequence[str] = [f"{kind}_{row:05d}" for row in range(count)]
-        # Every image of cells is of a sample of its own.
+        # Cells have no patients: every image is a group of its own.
         groups = [_patient(row) if kind == "body" else row for row in range(count)]
-        origin = {"cells": "sample", "body": "patient"}[kind]
-        self.patients: Sequence[str] | None = [f"{origin}_{group:05d}" for group in groups]
+        self.patients: Sequence[str] | None = None
+        if kind == "body":
+            self.patients = [f"patient_{group:05d}" for group in groups]
         self.labels: Sequence[Any] | None = None  # drawn with the images
         self.parts: Mapping[str, Sequence[int]] = _cut(groups)
         self.notes: Sequence[str] = ["The images are made up; scores say nothing of real ones."]
