@@ -356,3 +356,14 @@ def test_a_link_to_nowhere_is_a_broken_case(tmp_path, capsys):
         assert not plan_run(config, tmp_path / "plan")
         said = capsys.readouterr().out
         assert "error: broken case (1)" in said and image.name in said
+
+
+def test_volumes_are_resampled_even_where_all_training_ones_are_alike():
+    """What is predicted later may have other voxels."""
+    config = small_config("segmentation", **{"data.ndim": 3, "data.kind": "body"})
+    source = datasets.make_source(config)
+    found, settings, fingerprint = resolving.resolve(config, source, range(3))
+    assert settings["data.spacing"] == tuple(fingerprint["spacing"]) == tuple(found.data.spacing)
+    pictures = small_config("segmentation")
+    _, settings, _ = resolving.resolve(pictures, datasets.make_source(pictures), range(3))
+    assert "data.spacing" not in settings

@@ -1,11 +1,14 @@
 import shutil
+from unittest.mock import Mock
 
 import imageio.v3 as iio
 import numpy as np
 import pydicom.data
 import pytest
 
+from jaxmed.build import predictions
 from jaxmed.build.predictions import check_apart, claim, find_inputs
+from jaxmed.build.trained import TrainedRun
 from jaxmed.inference.standalone import __main__ as exported
 from jaxmed.inference.standalone.contents import ModelError
 from jaxmed.types import UserError
@@ -87,3 +90,21 @@ def test_predictions_of_an_earlier_call_are_no_input_of_an_export(tmp_path):
     with pytest.raises(UserError, match="besides those in"):
         (tmp_path / "a.png").unlink()
         find_inputs([str(tmp_path)], output=tmp_path / "out")
+
+
+def test_voxels_of_another_size_are_told_where_nothing_is_resampled():
+    def told(own, trained, *, resampled=(), ndim=3, task="segmentation"):
+        run = Mock(spec=TrainedRun)
+        run.run = {"data": {"spacing": trained}}
+        run.info = Mock(task=task, ndim=ndim)
+        run.experiment = Mock()
+        run.experiment.config.data.spacing = resampled
+        return predictions._spacing_apart({"spacing": np.array(own)}, run)
+
+    assert "2 x 1 x 1 mm" in told([2.0, 1, 1], [1.0, 1, 1])
+    assert told([0.5, 0.5], [1.0, 2.0], ndim=2)
+    assert not told([1.1, 1, 1], [1.0, 1, 1])
+    assert not told([2.0, 1, 1], [1.0, 1, 1], resampled=(1.0, 1.0, 1.0))
+    assert not told([2.0, 2.0], [1.0, 1.0], ndim=2)  # a picture whose file states no size
+    assert not told([2.0, 1, 1], [1.0, 1, 1], task="classification")
+    assert not told([2.0, 1, 1], None)  # of a run that noted none

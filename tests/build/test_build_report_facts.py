@@ -1,8 +1,10 @@
 import json
+from unittest.mock import Mock
 
 import pytest
 
-from jaxmed.build.report_facts import describe_split, read_card
+from jaxmed.build.report_facts import _tell_short, describe_split, read_card
+from jaxmed.build.trained import TrainedRun
 from jaxmed.data.sources.phantoms import Phantoms
 from jaxmed.types import UserError
 
@@ -69,3 +71,17 @@ def test_statements_of_people_are_read_and_checked(tmp_path):
         path.write_text(text)
         with pytest.raises(UserError, match=told):
             read_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("steps", "folds", "short"), [(20, 0, True), (50, 0, False), (45, 5, False)]
+)
+def test_a_short_training_is_told(steps, folds, short):
+    run = Mock(spec=TrainedRun)
+    run.experiment = Mock()
+    run.experiment.config.training.steps, run.experiment.config.training.folds = steps, folds
+    run.experiment.config.data.batch_size = 10
+    told = _tell_short(run, {"parts": {"train": {"cases": 100}}})
+    assert bool(told) is short
+    if short:
+        assert "seen 2.0 times" in told[0]

@@ -151,11 +151,16 @@ def test_pictures_are_classified_and_tabled(trained, tmp_path, capsys):
     iio.imwrite(images / "colour.jpg", np.repeat(iio.imread(first)[..., None], 3, -1))
     iio.imwrite(images / "flat.png", np.full((48, 48), 7, np.uint8))
     iio.imwrite(images / "mask.png", np.eye(48, dtype=np.uint8))
+    gray = iio.imread(first)
+    iio.imwrite(images / "opacity.png", np.stack([gray, gray, gray, gray], -1))
     predict_run(trained["classification"], [str(images)], output=tmp_path / "out", overlay=True)
     said = capsys.readouterr().out
     assert "flat.png has only one value" in said
     assert "mask.png has only 2 different values: is it a mask?" in said
-    assert said.count("note: ") == 2
+    assert "note: the opacity (alpha) channel varies; it was left out: 1 file, opacity.png" in said
+    assert said.count("note: ") == 3
+    trained_on = json.loads((tmp_path / "out/predicted_by.json").read_text())["trained_on"]
+    assert trained_on == load_run(trained["classification"]).info.name
     with (tmp_path / "out/predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sorted(r["file"] for r in rows) == sorted(p.name for p in images.iterdir())
@@ -165,7 +170,7 @@ def test_pictures_are_classified_and_tabled(trained, tmp_path, capsys):
         probabilities = [float(row[name]) for name in ("round", "elongated", "atypical")]
         np.testing.assert_allclose(sum(probabilities), 1, atol=1e-5)
         assert float(row[row["prediction"]]) == max(probabilities)
-    assert len(list((tmp_path / "out/overlays").iterdir())) == 6
+    assert len(list((tmp_path / "out/overlays").iterdir())) == 7
 
 
 @pytest.mark.slow

@@ -197,3 +197,18 @@ def test_overlays_are_drawn(tmp_path):
     alone = imageio.imread(path)
     draw_overlay(path, example["image"], mask=example["mask"], true_mask=example["mask"])
     assert (imageio.imread(path) != alone).any()
+
+
+def test_predictions_are_tinted_where_their_mask_lies_and_truth_is_not():
+    mask = np.zeros((12, 14), np.int32)
+    mask[3:7, 5:9] = 1
+    for given, tinted in (({"mask": mask}, True), ({"true_mask": mask}, False)):
+        axis = new_axis()
+        draw_case(axis, np.zeros((12, 14, 1), np.uint8), **given)
+        tints = axis.images[1:]
+        assert len(tints) == tinted
+        for tint in tints:
+            alpha = np.asarray(tint.get_array())[1:-1, 1:-1, 3]  # without its frame
+            np.testing.assert_array_equal(alpha > 0, mask > 0)
+            assert tint.get_extent() == [-1.5, 14.5, 12.5, -1.5]
+        assert axis.get_xlim() == (-0.5, 13.5)

@@ -9,6 +9,7 @@ from jaxmed.inference.banded_image import BandedImage
 from jaxmed.inference.predictor import Predictor
 from jaxmed.inference.sliding_window import Blend, extract, importance, window_regions
 from jaxmed.preprocessing.patches import random_patch
+from jaxmed.types import NotFiniteError
 
 
 def example(index, shape, channels=2):
@@ -142,3 +143,17 @@ def test_bands_are_the_whole_bit_for_bit(shape, overlap):
     np.testing.assert_array_equal(np.concatenate(bands), whole)
     assert max(map(len, bands)) <= 12
     assert sum(part.stop - part.start for part in read) == shape[0], "each row is read once"
+
+
+def test_predictions_that_are_no_numbers_are_refused():
+    """As of weights that diverged; what fills up the last batch is nobody's."""
+    predictor = Predictor(
+        lambda batch: {"p": np.where(batch["image"].sum((1, 2)) > 0, 1.0, np.nan)},
+        window=(4, 4),
+        batch_size=3,
+        blend=False,
+    )
+    ones = {"image": np.ones((4, 4, 1), np.float32)}
+    assert len(list(predictor([ones] * 4))) == 4
+    with pytest.raises(NotFiniteError, match="NaN"):
+        list(predictor([ones, {"image": np.zeros((4, 4, 1), np.float32)}]))
