@@ -23,6 +23,7 @@ from jaxmed.build.evaluations import evaluate_run, find_part
 from jaxmed.build.predictions import predict_run
 from jaxmed.build.runs import train_run
 from jaxmed.build.trained import check_image, load_run
+from jaxmed.build.workdir import read_split_ids
 from jaxmed.data.images import read_image
 from jaxmed.data.sources.class_folders import ClassFolders
 from jaxmed.data.sources.phantom_files import write_phantoms
@@ -378,7 +379,7 @@ def test_names_of_classes_may_hold_a_comma():
 def test_cases_that_are_gone_are_named(tmp_path):
     write_phantoms(tmp_path / "set", layout="class_folders", count=4, size=32, parts=False)
     source = ClassFolders(tmp_path / "set")
-    split = {"train": list(source.ids[:2]), "test": ["gone"]}
+    split = {"train": list(source.ids[:2]), "val": [source.ids[2]], "test": ["gone"]}
     (tmp_path / "split.json").write_text(json.dumps(split))
     with pytest.raises(
         UserError, match="test: 1 cases of the run are not in the data any more .gone"
@@ -473,3 +474,29 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path, number):
         return [{k: v for k, v in line.items() if k not in drop} for line in lines]
 
     assert log(killed) == log(whole)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[]", "does not list cases by part"),
+        ('{"train": ["a"], "test": ["b"]}', "no cases of val"),
+        ('{"train": ["a"], "val": ["a"]}', "a case is in two parts"),
+        ('{"train": "ab", "val": ["c"]}', "does not list cases by part"),
+    ],
+)
+def test_a_split_that_was_changed_by_hand_is_told(tmp_path, content, said):
+    (tmp_path / "split.json").write_text(content)
+    with pytest.raises(UserError, match=rf"split\.json: cannot be read .*{said}"):
+        read_split_ids(tmp_path)
+
+
+def test_a_description_of_a_run_that_is_gone_or_empty_is_told(tmp_path):
+    with pytest.raises(UserError, match="not the workdir of a run"):
+        read_run(tmp_path)
+    (tmp_path / "checkpoints/3").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"config\.json: is gone, and checkpoints are there"):
+        read_run(tmp_path)
+    (tmp_path / "config.json").write_text('{"config": {}, "data": {}}')
+    with pytest.raises(UserError, match=r"config\.json: cannot be read .*no task"):
+        read_run(tmp_path)

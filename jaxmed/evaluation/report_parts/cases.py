@@ -17,7 +17,7 @@ from jaxmed.evaluation.report_parts.blocks import (
     Text,
 )
 from jaxmed.evaluation.report_parts.slices import shrink_picture
-from jaxmed.evaluation.report_parts.words import score, score_title
+from jaxmed.evaluation.report_parts.words import number, score, score_title
 
 GROUPS = ("worst", "typical", "best")
 PAGE_BYTES = 9_500_000
@@ -86,7 +86,9 @@ def _card(case: Mapping[str, Any], *, group: str, limit: int) -> Card:
     told = {k: v for k, v in case.get("told", {}).items() if v != ""}
     told = {k: v for k, v in told.items() if k.partition("/")[0] not in told or "/" not in k}
     words = [] if case.get("score") in told.values() else [f"score {score(case.get('score'))}"]
-    words += [f"{score_title(name)} {score(value)}" for name, value in told.items()][:_MOST_TOLD]
+    for name, value in list(told.items())[:_MOST_TOLD]:
+        is_size = name.partition("/")[0] in ("size", "true_size")
+        words.append(f"{score_title(name)} {number(value) if is_size else score(value)}")
     words.append(case.get("caption", ""))
     alt = f"{group} case {case['id']}"
     shown: list[Picture | Slices] = []
