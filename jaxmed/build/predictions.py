@@ -304,8 +304,6 @@ def _check(path: Path, example: Example, run: TrainedRun) -> None:
     if ndim != trained:
         raise UserError(f"{path}: has {ndim} dimensions; the network was trained on {trained}")
     check_image(run, example["image"], str(path))
-    if not np.isfinite(example["image"]).all():
-        raise UserError(f"{path}: holds NaN or infinite values; repair the file or leave it out")
     if ndim == 3 and 1 in example["image"].shape[:-1]:
         print(f"note: {path} is one slice, which a network of volumes sees nothing around")
     if told := _spacing_apart(example, run):

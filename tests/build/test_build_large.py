@@ -143,6 +143,8 @@ def test_floating_pictures_with_nan_are_refused(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", tile=(16, 16))
     with pytest.raises(UserError, match="NaN"):
         predict(run, [tmp_path / "a.tif"], tmp_path / "out", monkeypatch, limit=100)
+    with pytest.raises(UserError, match="NaN"):
+        run.predict_image(image)
 
 
 PROGRAM = """
