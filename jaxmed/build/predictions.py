@@ -293,7 +293,8 @@ def check_apart(files: Sequence[tuple[str, Path]], output: Path) -> None:
         UserError: one would be.
     """
     for name, path in files:
-        if path.is_file() and (output / name).parent.resolve() == path.parent.resolve():
+        folder = path if path.is_dir() else path.parent  # of a DICOM series the slices' own
+        if (output / name).parent.resolve() == folder.resolve():
             raise UserError(
                 f"--output={output}: masks would be written among the images; choose another folder"
             )
