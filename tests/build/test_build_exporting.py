@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,9 @@ from jaxmed.build.predictions import predict_run
 from jaxmed.build.trained import load_run
 from jaxmed.evaluation.box_decisions import BoxDecisions
 from jaxmed.evaluation.decisions import ClassDecisions
+from jaxmed.inference.export import zip_parts
 from jaxmed.inference.standalone import ModelError, load
+from jaxmed.inference.standalone.description import mistake_in
 from jaxmed.inference.standalone.programs import check_calls
 from jaxmed.types import UserError
 
@@ -413,3 +416,46 @@ def test_a_small_file_that_inflates_and_a_nested_description_are_refused(tmp_pat
             archive.writestr("description.json", text)
         with pytest.raises(ModelError, match="damaged"):
             load(tmp_path / name)
+
+
+NONSENSE = {
+    "task": "juggling",
+    "ndim": True,
+    "class_names": "ab",
+    "prepare": [1],
+    "prepare.size": [100_000, 100_000],
+    "prepare.spacing": [0.0, 1.0],
+    "prepare.options": [["level", 1.0], ["width", "wide"]],
+    "windows.size": [2**40, 1],
+    "windows.batch": 10**7,
+    "windows.overlap": -5,
+    "windows.fill": math.nan,
+    "trained_on.dtypes": [8],
+    "program.weights": ["a", "a"],
+    "program.input": ["batch", "float32"],
+    "decisions": [1.0],
+    "decisions.temperature": 0.0,
+    "decisions.threshold": "high",
+    "decisions.biases": [1.0] * 9,
+    "columns": [[[]]],
+}
+
+
+@pytest.mark.parametrize("key", NONSENSE)
+def test_a_description_that_says_nonsense_is_refused_before_memory_is_taken(
+    artefact, tmp_path, key
+):
+    _, description = artefact("classification")
+    assert not mistake_in(description)
+    *folders, last = key.split(".")
+    place = description
+    for folder in folders:
+        place = place[folder]
+    for value in (NONSENSE[key], None):
+        place[last] = value
+        if value is None:
+            del place[last]
+        path = tmp_path / "model.zip"
+        path.write_bytes(zip_parts({"description.json": json.dumps(description).encode()}))
+        with pytest.raises(ModelError, match=f"damaged .{key}.* is .*, expected "):
+            load(path)
