@@ -141,11 +141,12 @@ def weight_parts(
 ) -> dict[str, bytes]:
     """Weights and config of a run, as `load_run` opens them; adds their names to the description.
 
-    Paths are left out, and notes on the data, which may name cases: these are nobody else's.
+    Paths are left out, and notes on the data, which may name cases: these are nobody else's. What
+    was planned is in the config itself.
     """
     arrays = reduce_arrays(name_arrays(run.variables), dtype, ensemble=bool(run.chosen))
     arrays |= {f"best/{name}": _plain(value) for name, value in run.best.items()}
-    config = {key: value for key, value in run.run["config"].items()}
+    config = {**run.run["config"], "plan": "none"}
     config["data"] = {**config["data"], "path": "", "prepared": ""}
     config["model"] = {**config["model"], "init": ""}
     description["arrays"] = {

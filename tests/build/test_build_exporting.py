@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from small_runs import untrained_run
 
 from jaxmed.build import export_checks
-from jaxmed.build.config import write_json
+from jaxmed.build.config import flatten, write_json
 from jaxmed.build.exporting import export_run
 from jaxmed.build.predictions import predict_run
 from jaxmed.build.trained import load_run
@@ -375,11 +375,16 @@ def test_no_folder_of_this_machine_is_exported(runs, artefact, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(runs("classification")[0], workdir)
     known = json.loads((workdir / "config.json").read_text())
+    known["config"]["plan"] = "somewhere/secret/plan.json"
+    known["config"]["model"]["init"] = "somewhere/secret"
     known["config"]["data"]["prepared"] = "somewhere/secret"
     known["data"]["notes"] = ["Left out: secret.png"]
     (workdir / "config.json").write_text(json.dumps(known))
     export_run(workdir, output=tmp_path / "weights", format="safetensors")
-    assert "secret" not in (tmp_path / "weights/config.json").read_text()
+    for file in (tmp_path / "weights").glob("*.json"):
+        assert "secret" not in file.read_text()
+    config = json.loads((tmp_path / "weights/config.json").read_text())["config"]
+    assert not [value for value in flatten(config).values() if "/" in str(value)]
 
 
 def test_nothing_of_a_run_or_another_export_is_written_over(runs, tmp_path):
