@@ -21,7 +21,11 @@ from small_runs import untrained_run
 
 from jaxmed.build import export_checks
 from jaxmed.build.config import flatten, write_json
+from jaxmed.build.decisions import read_decisions
+from jaxmed.build.explained import RunToExplain
 from jaxmed.build.exporting import export_run
+from jaxmed.build.familiarity import read_familiarity
+from jaxmed.build.features import FeatureReader
 from jaxmed.build.predictions import predict_run
 from jaxmed.build.trained import load_run
 from jaxmed.evaluation.box_decisions import BoxDecisions
@@ -208,6 +212,37 @@ def test_weights_predict_as_a_run_does(runs, tmp_path, name):
     for folder, output in ((workdir, "wanted"), (tmp_path / "weights", "found")):
         predict_run(folder, [str(files)], output=tmp_path / output)
     assert_same(contents(tmp_path / "found"), contents(tmp_path / "wanted"))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_rounded_weights_keep_what_the_validation_part_fixed(runs, tmp_path, dtype):
+    workdir = tmp_path / "run"
+    original, source, _ = runs("classification")
+    shutil.copytree(original, workdir)
+    known = json.loads((workdir / "config.json").read_text())
+    known["config"]["evaluation"]["familiarity"] = 10
+    (workdir / "config.json").write_text(json.dumps(known))
+    run = load_run(workdir)
+    read = FeatureReader(RunToExplain(run))
+    [(_, windows)] = read.windows([run.experiment.prepare(source[0])])
+    np.savez(
+        workdir / "familiarity.npz",
+        mean=windows[0],
+        precision=np.eye(len(windows[0]), dtype=np.float32),
+        threshold=0.5,
+        layer=read.layer.name,
+        cases=1,
+        windows=1,
+        parameters_sha256=run.sha256,
+    )
+    export_run(workdir, output=tmp_path / "weights", format="safetensors", dtype=dtype)
+    rounded = load_run(tmp_path / "weights")
+    assert rounded.sha256 != run.sha256
+    fixed, cases = read_decisions(tmp_path / "weights", rounded)
+    assert (fixed.temperature, fixed.set_threshold, cases) == (1.5, 0.3, 8)
+    judge = read_familiarity(tmp_path / "weights", rounded)
+    assert (judge.fixed.threshold, judge.cases) == (0.5, 1)
+    np.testing.assert_array_equal(judge.fixed.mean, windows[0])
 
 
 def test_weights_are_named_by_their_path_and_read_by_anybody(runs, tmp_path):
