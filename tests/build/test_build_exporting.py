@@ -31,7 +31,7 @@ from jaxmed.build.trained import load_run
 from jaxmed.evaluation.box_decisions import BoxDecisions
 from jaxmed.evaluation.decisions import ClassDecisions
 from jaxmed.inference.export import zip_parts
-from jaxmed.inference.standalone import ModelError, load
+from jaxmed.inference.standalone import ModelError, load, model
 from jaxmed.inference.standalone.description import mistake_in
 from jaxmed.inference.standalone.programs import check_calls
 from jaxmed.types import UserError
@@ -285,11 +285,20 @@ def test_a_network_sees_images_of_other_sizes(runs, artefact):
         run(np.zeros((1, 9, 12, 1), np.float32))
 
 
-def test_an_export_that_differs_is_not_written(runs, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "options", [{}, {"format": "safetensors", "dtype": "bfloat16"}], ids=["all bits", "fewer"]
+)
+def test_an_export_that_differs_is_not_written(runs, tmp_path, monkeypatch, options):
     monkeypatch.setattr(export_checks, "MOST", -1.0)
     with pytest.raises(UserError, match="probabilities differ .* nothing was written"):
-        export_run(runs("classification")[0], output=tmp_path / "out")
+        export_run(runs("classification")[0], output=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_decides_otherwise_is_not_written(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "decide", lambda *_: {"decision": [], "set": []})
+    with pytest.raises(UserError, match="decisions differ"):
+        export_run(runs("classification")[0], output=tmp_path / "out")
 
 
 def test_without_data_made_up_images_are_compared(runs, tmp_path, capsys):
