@@ -71,7 +71,7 @@ def predict_run(
         config: the run's, with overrides.
 
     Pictures of more than `jaxmed.build.large.LARGE` pixels are predicted part by part, after the
-    others, and have no overlay.
+    others, and have no overlay and no maps.
 
     A file that cannot be read or predicted stops nothing: it is named at once, and what is wrong
     is told at the end, as is what readers left out, assumed or converted.
@@ -170,8 +170,8 @@ def predict_run(
             except UserError as error:
                 failed(index, error)
                 continue
-            if overlay or uncertainty:
-                print(f"note: {name} is too large for an overlay or a map of uncertainty")
+            if overlay or probabilities or uncertainty:
+                print(f"note: {name} is too large for overlays and maps beside its prediction")
     finally:
         # Whatever goes wrong must not lose what was predicted before it.
         written = writer.close()
