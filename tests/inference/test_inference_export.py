@@ -113,6 +113,9 @@ PICTURES = {
     "colour.png": ("RGB", np.uint8),
     "opacity.png": ("RGBA", np.uint8),
     "palette.png": ("P", np.uint8),
+    "bits.png": ("1", bool),
+    "bits.bmp": ("1", bool),
+    "animated.png": ("L", np.uint8),
     "deep.png": ("I;16", np.uint16),
     "colour.jpg": ("RGB", np.uint8),
     "gray.bmp": ("L", np.uint8),
@@ -126,11 +129,14 @@ def test_pictures_equal_those_of_jaxmed(tmp_path, name):
     pixels = RNG.integers(0, 255, (7, 9, *many)).astype(dtype)
     picture = PIL.Image.fromarray(pixels)
     picture = picture.convert("P") if mode == "P" else picture
-    picture.save(tmp_path / name)
+    animation = {"save_all": True, "append_images": [picture.rotate(180)]}
+    picture.save(tmp_path / name, **animation if "animated" in name else {})
     wanted = read_image(tmp_path / name)
     found = files.read(tmp_path / name)
     np.testing.assert_array_equal(found.array, wanted.array)
     assert found.array.dtype == wanted.array.dtype
+    assert found.note == "; ".join(wanted.notes)
+    assert bool(found.note) == name.startswith(("bits", "animated", "opacity"))
 
 
 def test_pictures_that_would_be_misread_are_refused(tmp_path):
