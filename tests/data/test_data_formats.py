@@ -165,6 +165,13 @@ def test_tiff_palette_and_white_is_zero(tmp_path):
     assert check(tmp_path / "w.tif", 255 - numbers[..., None]).notes
 
 
+def test_tiff_that_asks_to_be_turned_is_taken_as_stored_and_told(tmp_path):
+    pixels = RNG.integers(0, 256, (5, 7), np.uint8)
+    for turn, notes in ((1, 0), (6, 1)):
+        tifffile.imwrite(tmp_path / "a.tif", pixels, extratags=[(274, "H", 1, turn, True)])
+        assert len(check(tmp_path / "a.tif", pixels[..., None]).notes) == notes
+
+
 def test_tiff_over_time_is_refused(tmp_path):
     tifffile.imwrite(
         tmp_path / "a.tif", np.zeros((3, 5, 7), np.uint8), ome=True, metadata={"axes": "TYX"}
