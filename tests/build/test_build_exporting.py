@@ -144,6 +144,8 @@ def assert_same(found, wanted):
                     [float(theirs[k]) for k in numbers],
                     atol=1e-4,
                 )
+        elif name == "predicted_by.json":
+            assert got == was
         elif name.endswith(".json"):
             assert len(got) == len(was) > 0 and got[0].keys() == was[0].keys()
             for key in [k for k in ("bbox", "score", "probability") if k in was[0]]:
