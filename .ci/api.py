@@ -1,4 +1,4 @@
-"""Writes API.md: every public name of jaxmed with its parameters and the first line it says.
+"""Writes API.md: every public name of jaxmed with its parameters or value and what it says first.
 
     python .ci/api.py
 
@@ -28,9 +28,12 @@ EXCEPTIONS = {  # public all the same
 HEAD = """# Public interface
 
 Written by `python .ci/api.py` from the code; `help(NAME)` in Python has shapes, units, errors and
-sources. A name with `=` may be left out. What is listed here follows the rules of
+sources. `=` is followed by what a parameter or field is where it is left out, or by the value of a
+constant or type; long ones are `...`. What is listed here follows the rules of
 [Versions](README.md#versions-licence-citation).
 """
+LONG = 72
+"""Characters beyond which a value is not shown."""
 
 Definition = ast.FunctionDef | ast.ClassDef
 
@@ -40,26 +43,27 @@ def first_line(node: ast.Module | Definition) -> str:
     return " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
 
 
+def shown(value: ast.expr) -> str:
+    """A value as the code has it, where it is short."""
+    text = ast.unparse(value)
+    return text if len(text) <= LONG else "..."
+
+
 def parameters(node: ast.FunctionDef, *, method: bool = False) -> str:
-    """Names of the parameters as they are written, those with a default marked by `=`."""
+    """Names of the parameters as they are written, with their defaults."""
     of = node.args
     before = [*of.posonlyargs, *of.args]
-    with_default = {id(one) for one in before[len(before) - len(of.defaults) :] if of.defaults}
-    with_default |= {
-        id(one)
-        for one, default in zip(of.kwonlyargs, of.kw_defaults, strict=True)
-        if default is not None
-    }
+    defaults = [*[None] * (len(before) - len(of.defaults)), *of.defaults, *of.kw_defaults]
+    named = [
+        one.arg if default is None else f"{one.arg}={shown(default)}"
+        for one, default in zip([*before, *of.kwonlyargs], defaults, strict=True)
+    ]
     static = any(ast.unparse(one) == "staticmethod" for one in node.decorator_list)
-    shown = [f"{a.arg}{'=' * (id(a) in with_default)}" for a in before[method and not static :]]
-    if of.vararg:
-        shown.append(f"*{of.vararg.arg}")
-    elif of.kwonlyargs:
-        shown.append("*")
-    shown += [f"{a.arg}{'=' * (id(a) in with_default)}" for a in of.kwonlyargs]
+    star = [f"*{of.vararg.arg}"] if of.vararg else ["*"] * bool(of.kwonlyargs)
+    named[len(before) : len(before)] = star
     if of.kwarg:
-        shown.append(f"**{of.kwarg.arg}")
-    return ", ".join(shown)
+        named.append(f"**{of.kwarg.arg}")
+    return ", ".join(named[method and not static :])
 
 
 def is_public(node: ast.stmt) -> bool:
@@ -70,7 +74,7 @@ def is_public(node: ast.stmt) -> bool:
 def lines_of_class(node: ast.ClassDef) -> Iterator[str]:
     """The class, its fields in their order, and its public methods."""
     fields = [
-        f"{s.target.id}{'=' * (s.value is not None)}"
+        s.target.id if s.value is None else f"{s.target.id}={shown(s.value)}"
         for s in node.body
         if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)
         if not s.target.id.startswith("_")
@@ -85,8 +89,27 @@ def lines_of_class(node: ast.ClassDef) -> Iterator[str]:
             yield f"  - `{member.name}{inside}`: {first_line(member)}"
 
 
+def lines_of_values(tree: ast.Module) -> Iterator[str]:
+    """Constants and types that have a name, and what is taken over from other modules."""
+    own = {node.name for node in tree.body if isinstance(node, Definition)}
+    for node, below in zip(tree.body, [*tree.body[1:], None], strict=True):
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+        own.update(names)
+        if names == ["__all__"]:
+            others = [name for name in ast.literal_eval(node.value) if name not in own]
+            if others:
+                yield f"- of other modules: {', '.join(f'`{name}`' for name in others)}"
+        elif not names[0].startswith("_"):
+            is_told = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            told = f": {first_line(ast.Module([below], []))}" if is_told else ""
+            yield f"- `{', '.join(names)} = {shown(node.value)}`{told}"
+
+
 def public_modules() -> Iterator[tuple[str, ast.Module, list[Definition]]]:
-    """Name, tree and public definitions of each module that has some."""
+    """Name, tree and public definitions of each module that has public names."""
     for path in sorted((ROOT / "jaxmed").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         name = ".".join(parts).removesuffix(".__init__")
@@ -96,7 +119,7 @@ def public_modules() -> Iterator[tuple[str, ast.Module, list[Definition]]]:
         found = [node for node in tree.body if is_public(node)]
         if name.startswith(PRIVATE):
             found = [node for node in found if node.name in EXCEPTIONS.get(name, ())]
-        if found:
+        if found or (not name.startswith(PRIVATE) and any(lines_of_values(tree))):
             yield name, tree, found
 
 
@@ -105,6 +128,8 @@ def listing() -> str:
     lines = [HEAD]
     for name, tree, found in public_modules():
         lines += [f"## `{name}`", "", first_line(tree), ""]
+        if not name.startswith(PRIVATE):
+            lines += lines_of_values(tree)
         for node in found:
             if isinstance(node, ast.ClassDef):
                 lines += lines_of_class(node)

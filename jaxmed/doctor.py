@@ -14,12 +14,13 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from typing import Literal
-
-from packaging.requirements import Requirement
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
 
 import jaxmed  # nothing else of it, for what it needs may be what is missing
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 Kind = Literal["ok", "note", "wrong"]
 Finding = tuple[Kind, str]
@@ -36,11 +37,19 @@ def main() -> int:
     print(f"jaxmed {jaxmed.__version__}, Python {platform.python_version()}, {platform.platform()}")
     wrong = 0
     for check in (find_requirements, find_extras, find_memory, find_devices):
-        for kind, told in check():
+        for kind, told in _all_of(check):
             print(f"{kind:<6} {told}", flush=True)
             wrong += kind == "wrong"
     print(f"wrong in {wrong} place{'s' * (wrong > 1)}" if wrong else "all is well")
     return int(wrong > 0)
+
+
+def _all_of(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """What a check finds, be it that the check itself lacks a package, or that jaxmed is none."""
+    try:
+        yield from check()
+    except ModuleNotFoundError as error:
+        yield "wrong", f"{error.name} is not installed; make setup installs all that jaxmed needs"
 
 
 def find_requirements() -> Iterator[Finding]:
@@ -65,15 +74,18 @@ def find_requirements() -> Iterator[Finding]:
 def find_extras() -> Iterator[Finding]:
     """Which extras are whole."""
     extras = importlib.metadata.metadata("jaxmed").get_all("Provides-Extra") or []
-    there, lacking = [], []
+    there: list[str] = []
+    lacking: list[str] = []
     for extra in sorted(extras):
         try:
-            for requirement in _requirements(extra=extra):
-                importlib.metadata.version(requirement.name)
-            there.append(extra)
+            whole = all(
+                importlib.metadata.version(requirement.name) in requirement.specifier
+                for requirement in _requirements(extra=extra)
+            )
         except importlib.metadata.PackageNotFoundError:
-            lacking.append(extra)
-    yield "ok", f"extras: {', '.join(there) or 'none'}; not installed: {', '.join(lacking)}"
+            whole = False
+        (there if whole else lacking).append(extra)
+    yield "ok", f"extras: {', '.join(there) or 'none'}; not whole: {', '.join(lacking)}"
 
 
 def find_memory() -> Iterator[Finding]:
@@ -150,6 +162,8 @@ def _try_convolution(device: object) -> tuple[float, float]:
 
 def _requirements(*, extra: str, of: str = "jaxmed") -> Iterator[Requirement]:
     """What a package asks for here, of an extra (with what its own extras ask for) or of itself."""
+    from packaging.requirements import Requirement
+
     for requirement in map(Requirement, importlib.metadata.requires(of) or []):
         marker = requirement.marker
         always = marker is None or marker.evaluate({"extra": ""})

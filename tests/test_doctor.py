@@ -1,6 +1,8 @@
 """The check of an installation tells what is wrong, and nothing of a sound one."""
 
+import importlib
 import importlib.metadata
+import sys
 
 import jax
 import pytest
@@ -30,6 +32,15 @@ def test_a_missing_package_and_one_of_another_version_are_told(monkeypatch, caps
     assert "wrong  optax is missing; install it" in told
     assert "wrong  nibabel is 0.1; jaxmed works with" in told
     assert "wrong in 2 places" in told
+
+
+def test_what_the_check_itself_needs_may_be_missing(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "jaxmed.doctor")
+    monkeypatch.setitem(sys.modules, "packaging.requirements", None)
+    fresh = importlib.import_module("jaxmed.doctor")
+    monkeypatch.setattr(fresh, "find_devices", lambda: iter(()))
+    assert fresh.main() == 1
+    assert "wrong  packaging.requirements is not installed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("problem", ["fails", "differs"])

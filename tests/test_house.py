@@ -140,6 +140,14 @@ def test_the_list_of_public_names_is_true():
     assert (ROOT / "API.md").read_text() == API["listing"](), "run: python .ci/api.py"
 
 
+def test_constants_types_and_defaults_are_public_too():
+    listed = API["listing"]()
+    assert "- `TASKS = ('classification', 'detection', 'segmentation')`" in listed
+    assert "- `Transform = Callable[[Example], Example]`: Deterministic" in listed
+    assert "- of other modules: `MAX_VOXELS`, `Image`" in listed
+    assert "`nms(boxes, scores, labels=None, *, iou_threshold=0.5, max_boxes=100)`" in listed
+
+
 def test_public_functions_are_annotated_and_documented():
     bare, count = [], 0
     for module, _, definitions in API["public_modules"]():

@@ -15,8 +15,10 @@ from jaxmed.build.ensembles import make_groups, predict_groups
 from jaxmed.build.trained import TrainedRun
 from jaxmed.build.workdir import read_split
 from jaxmed.data.sources.base import make_example
+from jaxmed.evaluation.decisions import ClassDecisions, LabelDecisions
 from jaxmed.evaluation.evaluate import plain_scores
 from jaxmed.inference.predictor import Predictor
+from jaxmed.inference.standalone import Model
 from jaxmed.tasks.segmentation import OBSERVED
 from jaxmed.types import Example, Row, Source, UserError
 
@@ -104,6 +106,25 @@ def compare(wanted: Sequence[Any], found: Sequence[Any]) -> dict[str, float]:
         return {"voxels": differing / sum(a.size for a in wanted)}
     largest = max(float(np.abs(a - b).max()) for a, b in zip(wanted, found, strict=True))
     return {"probabilities": largest}
+
+
+def compare_decided(
+    fixed: ClassDecisions | LabelDecisions,
+    model: Model,
+    wanted: Sequence[np.ndarray],
+    found: Sequence[np.ndarray],
+) -> dict[str, float]:
+    """The share of cases of which a run and its export decide otherwise, by their probabilities."""
+    decided, names = fixed.decide(np.stack(wanted)), np.array(model.class_names)
+    apart = 0
+    for place, probabilities in enumerate(found):
+        own = model.decide(probabilities)
+        # One class number, or which of several hold.
+        same = list(np.atleast_1d(names[decided.predicted[place]])) == own["decision"]
+        if decided.sets is not None:
+            same &= list(names[decided.sets[place]]) == own["set"]
+        apart += not same
+    return {"decisions": apart / len(found)}
 
 
 def check_equal(differences: dict[str, float]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -17,8 +18,9 @@ from jaxmed import __version__
 from jaxmed.build.config import CONFIG_FILE
 from jaxmed.build.decisions import DECISIONS_FILE
 from jaxmed.build.experiment import Experiment
+from jaxmed.build.familiarity import FAMILIARITY_FILE, read_familiarity
 from jaxmed.build.forward import make_forward
-from jaxmed.build.trained import TrainedRun
+from jaxmed.build.trained import TrainedRun, parameters_sha256, take_members
 from jaxmed.inference.export import (
     expand_arrays,
     export_program,
@@ -141,11 +143,15 @@ def weight_parts(
 ) -> dict[str, bytes]:
     """Weights and config of a run, as `load_run` opens them; adds their names to the description.
 
-    Paths are left out, and notes on the data, which may name cases: these are nobody else's.
+    Paths are left out, and notes on the data, which may name cases: these are nobody else's. What
+    was planned is in the config itself.
     """
     arrays = reduce_arrays(name_arrays(run.variables), dtype, ensemble=bool(run.chosen))
+    rounded = jax.tree.map(np.asarray, expand_arrays(arrays))
+    own = take_members(rounded, run.chosen) if run.chosen else rounded
+    sha256 = parameters_sha256(own["params"])
     arrays |= {f"best/{name}": _plain(value) for name, value in run.best.items()}
-    config = {key: value for key, value in run.run["config"].items()}
+    config = {**run.run["config"], "plan": "none"}
     config["data"] = {**config["data"], "path": "", "prepared": ""}
     config["model"] = {**config["model"], "init": ""}
     description["arrays"] = {
@@ -161,8 +167,24 @@ def weight_parts(
             + "\n"
         ).encode(),
     }
-    if (workdir / DECISIONS_FILE).is_file():
-        parts[DECISIONS_FILE] = (workdir / DECISIONS_FILE).read_bytes()
+    return parts | _fixed_parts(workdir, run, sha256)
+
+
+def _fixed_parts(workdir: Path, run: TrainedRun, sha256: str) -> dict[str, bytes]:
+    """What the validation part fixed of these weights, to be used with those of another digest.
+
+    These are the same but for rounding, whose cost the export measures.
+    """
+    parts = {}
+    path = workdir / DECISIONS_FILE
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if known.get("parameters_sha256") == run.sha256:
+        parts[path.name] = json.dumps({**known, "parameters_sha256": sha256}, indent=2).encode()
+    if read_familiarity(workdir, run) is not None:
+        stream = io.BytesIO()
+        with np.load(workdir / FAMILIARITY_FILE, allow_pickle=False) as arrays:
+            np.savez(stream, **{**arrays, "parameters_sha256": sha256}, allow_pickle=False)
+        parts[FAMILIARITY_FILE] = stream.getvalue()
     return parts
 
 

@@ -8,18 +8,19 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxmed.build.config import config_of_run, read_run
-from jaxmed.build.decisions import read_decisions, use_decisions
+from jaxmed.build.decisions import Decisions, read_decisions, use_decisions
 from jaxmed.build.experiment import Experiment
 from jaxmed.build.export_checks import (
     check_equal,
     compare,
+    compare_decided,
     find_cases,
     predict_by_run,
     read_cases,
@@ -28,6 +29,7 @@ from jaxmed.build.export_checks import (
 from jaxmed.build.exported_parts import describe, onnx_parts, program_parts, weight_parts
 from jaxmed.build.trained import TrainedRun, load_run, take_members
 from jaxmed.build.workdir import make_folder
+from jaxmed.evaluation.decisions import ClassDecisions, LabelDecisions
 from jaxmed.inference import standalone
 from jaxmed.inference.export import expand_arrays, name_arrays, reduce_arrays, zip_parts
 from jaxmed.inference.standalone.contents import DESCRIPTION
@@ -38,6 +40,8 @@ CHECKED = 8
 """Cases that the equality with the predictor is checked on."""
 
 PredictExample = Callable[[Example], Any]
+Compare = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
+"""What the run predicts of some cases, and the export -> the largest differences by their names."""
 
 
 def export_run(
@@ -78,7 +82,7 @@ def export_run(
     make_folder(output)
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=output) as draft:
-            _write_checked(Path(draft), workdir, run, config, description)
+            _write_checked(Path(draft), workdir, run, config, fixed, description)
             return _move(Path(draft), output, format)
     except BaseException:
         if is_new and not any(output.iterdir()):
@@ -113,12 +117,14 @@ def _write_checked(
     workdir: Path,
     run: TrainedRun,
     config: ConfigDict,
+    fixed: Decisions | None,
     description: dict[str, Any],
 ) -> None:
     """Write an export, open it as its users will, compare, and note what was found in it."""
     format, dtype = description["format"], description["dtype"]
     chosen = run.variables if not run.chosen else take_members(run.variables, run.chosen)
     arrays = reduce_arrays(name_arrays(chosen), dtype, ensemble=len(run.chosen) > 1)
+    compared: Compare = compare
     if format == "safetensors":
         parts = weight_parts(workdir, run, dtype, description)
         _write(place, parts, description)
@@ -139,10 +145,13 @@ def _write_checked(
         _write(place, parts, description)
         opened = place / ARTEFACT if format == "stablehlo" else place
         try:
-            predict = _predict_by(standalone.load(opened))
+            model = standalone.load(opened)
         except standalone.ModelError as error:
             raise UserError(f"export: the artefact cannot be opened: {error}") from error
-    description["checked"] = _check(workdir, run, arrays, dtype, predict)
+        predict = _predict_by(model)
+        if isinstance(fixed, ClassDecisions | LabelDecisions):
+            compared = _compare_with_decisions(fixed, model)
+    description["checked"] = _check(workdir, run, arrays, description, predict, compared)
     _write(place, parts, description)
 
 
@@ -157,6 +166,15 @@ def _write(place: Path, parts: Mapping[str, bytes], description: Mapping[str, An
         path = place / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+
+
+def _compare_with_decisions(
+    fixed: ClassDecisions | LabelDecisions, model: standalone.Model
+) -> Compare:
+    return lambda wanted, found: {
+        **compare(wanted, found),
+        **compare_decided(fixed, model, wanted, found),
+    }
 
 
 def _predict_with(run: TrainedRun) -> Callable[[Example], Any]:
@@ -177,19 +195,21 @@ def _check(
     workdir: Path,
     run: TrainedRun,
     arrays: Mapping[str, Any],
-    dtype: str,
+    description: Mapping[str, Any],
     predict: PredictExample,
+    compared: Compare,
 ) -> dict[str, Any]:
     """Compare with the predictor, and of fewer bits measure what they cost.
 
     Raises:
-        UserError: they differ. Of int8 the predictor has the rounded weights too; bfloat16 is
-            rounded anew by every program, and only told.
+        UserError: they differ. Of fewer bits the predictor has the rounded weights too; what a
+            program of bfloat16 computes is rounded anew on every device, and only told.
     """
+    format, dtype = description["format"], description["dtype"]
     cases = find_cases(workdir, run, most=CHECKED if dtype == "float32" else None)
     examples = list(read_cases(dataclasses.replace(cases, rows=cases.rows[:CHECKED]), run))
     found = [predict(example) for example in examples]
-    differences = compare(predict_by_run(run, examples), found)
+    differences = compared(predict_by_run(run, examples), found)
     told = ", ".join(f"{name} {value:.3g}" for name, value in differences.items())
     print(f"largest difference from the predictor on {len(examples)} cases: {told}")
     checked: dict[str, Any] = {
@@ -204,9 +224,9 @@ def _check(
     if dtype == "float32":
         check_equal(differences)
         return checked
-    if dtype == "int8":
+    if dtype == "int8" or format != "stablehlo":
         rounded = run.experiment.predictor(expand_arrays(arrays), members=run.chosen)
-        check_equal(compare(predict_by_run(run, examples, rounded), found))
+        check_equal(compared(predict_by_run(run, examples, rounded), found))
     checked["cost"] = score_cost(run, cases, predict)
     for name, values in checked["cost"].items():
         before, after = (values[when] for when in ("before", "after"))

@@ -127,10 +127,6 @@ class _LargePicture:
         """Rows with the network's channels, checked, in the type of the file."""
         array = self._read((rows, slice(0, self.shape[1]))).array
         check_image(self._run, array, str(self._path))
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UserError(
-                f"{self._path}: holds NaN or infinite values; repair the file or leave it out"
-            )
         return convert_channels({"image": array}, channels=self._prepare.channels)["image"]
 
     @cached_property

@@ -71,7 +71,7 @@ def predict_run(
         config: the run's, with overrides.
 
     Pictures of more than `jaxmed.build.large.LARGE` pixels are predicted part by part, after the
-    others, and have no overlay.
+    others, and have no overlay and no maps.
 
     A file that cannot be read or predicted stops nothing: it is named at once, and what is wrong
     is told at the end, as is what readers left out, assumed or converted.
@@ -170,8 +170,8 @@ def predict_run(
             except UserError as error:
                 failed(index, error)
                 continue
-            if overlay or uncertainty:
-                print(f"note: {name} is too large for an overlay or a map of uncertainty")
+            if overlay or probabilities or uncertainty:
+                print(f"note: {name} is too large for overlays and maps beside its prediction")
     finally:
         # Whatever goes wrong must not lose what was predicted before it.
         written = writer.close()
@@ -293,7 +293,8 @@ def check_apart(files: Sequence[tuple[str, Path]], output: Path) -> None:
         UserError: one would be.
     """
     for name, path in files:
-        if path.is_file() and (output / name).parent.resolve() == path.parent.resolve():
+        folder = path if path.is_dir() else path.parent  # of a DICOM series the slices' own
+        if (output / name).parent.resolve() == folder.resolve():
             raise UserError(
                 f"--output={output}: masks would be written among the images; choose another folder"
             )
@@ -304,8 +305,6 @@ def _check(path: Path, example: Example, run: TrainedRun) -> None:
     if ndim != trained:
         raise UserError(f"{path}: has {ndim} dimensions; the network was trained on {trained}")
     check_image(run, example["image"], str(path))
-    if not np.isfinite(example["image"]).all():
-        raise UserError(f"{path}: holds NaN or infinite values; repair the file or leave it out")
     if ndim == 3 and 1 in example["image"].shape[:-1]:
         print(f"note: {path} is one slice, which a network of volumes sees nothing around")
     if told := _spacing_apart(example, run):

@@ -200,6 +200,8 @@ def _check_same_network(
 def check_image(run: TrainedRun, image: np.ndarray, where: str) -> None:
     """Refuse an image whose numbers cannot mean what those of the training images did.
 
+    One value that is not finite would spread over all the network sees of the image.
+
     Colours are not made gray unless the run was told to (data.channels). Grays saved as colours,
     as viewers do, are gray.
 
@@ -209,6 +211,8 @@ def check_image(run: TrainedRun, image: np.ndarray, where: str) -> None:
     Raises:
         UserError: naming the image.
     """
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise UserError(f"{where}: holds NaN or infinite values; repair it or leave it out")
     several = image.shape[-1] > 1 and (image[..., :1] != image[..., 1:3]).any()
     if several and run.info.channels == 1 and "data.channels" in run.run["planned"]:
         found = "is coloured" if image.ndim == 3 else f"has {image.shape[-1]} channels"

@@ -140,7 +140,7 @@ def _new_file(path: Path, like: Image, suffix: str) -> Iterator[tuple[Path, Path
     path = path.with_name(name)
     sources = like.path.iterdir() if like.path.is_dir() else [like.path]
     if path.exists() and any(path.samefile(source) for source in sources):
-        raise UserError(f"{path}: is the image itself; write the mask to another folder or name")
+        raise UserError(f"{path}: is the image itself or a file of it; write the mask elsewhere")
     # A hidden name in the same folder, then one rename.
     part = path.with_name(f".{uuid.uuid4().hex}.{name}")
     try:

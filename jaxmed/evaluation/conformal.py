@@ -10,6 +10,8 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
+from jaxmed.inference.standalone.decisions import reaches
+
 
 def fit_sets(
     labels: Integer[np.ndarray, " cases"],
@@ -31,9 +33,9 @@ def fit_sets(
     Returns:
         0, with which every class is in the set, where there are too few cases for the promise.
     """
-    scores = np.sort(1 - np.asarray(probabilities, np.float64)[np.arange(len(labels)), labels])
-    place = math.ceil((len(scores) + 1) * coverage)
-    return float(1 - scores[place - 1]) if place <= len(scores) else 0.0
+    said = np.asarray(probabilities, np.float64)[np.arange(len(labels)), labels]
+    place = math.ceil((len(said) + 1) * coverage)
+    return float(np.sort(said)[-place]) if place <= len(said) else 0.0
 
 
 def make_sets(
@@ -45,5 +47,4 @@ def make_sets(
     >>> make_sets(probabilities, fit_sets(np.array([0, 1]), probabilities, coverage=0.5)).tolist()
     [[True, False], [True, True]]
     """
-    # The scores' own rounding must not cost the case that sets the threshold its class.
-    return np.asarray(probabilities, np.float64) >= threshold - 1e-12
+    return reaches(probabilities, threshold)

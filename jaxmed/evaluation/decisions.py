@@ -19,6 +19,7 @@ from jaxmed.evaluation.calibration import (
 )
 from jaxmed.evaluation.conformal import fit_sets, make_sets
 from jaxmed.evaluation.operating_points import choose_threshold
+from jaxmed.inference.standalone.decisions import reaches
 from jaxmed.metrics import divide
 from jaxmed.metrics.classification import expected_calibration_error
 
@@ -100,7 +101,7 @@ class ClassDecisions:
         likeliest = calibrated if any(self.biases) else np.asarray(probabilities)
         predicted = likeliest.argmax(axis=1)
         if self.threshold is not None:
-            predicted = (calibrated[:, 1] >= self.threshold).astype(int)
+            predicted = reaches(calibrated[:, 1], self.threshold).astype(int)
         return Decided(calibrated, predicted, make_sets(probabilities, self.set_threshold))
 
 
@@ -151,7 +152,7 @@ class LabelDecisions:
     def decide(self, probabilities: Float[np.ndarray, "cases classes"]) -> Decided:
         """Apply it to cases of any part."""
         calibrated = apply_platt(probabilities, np.array(self.slopes), np.array(self.intercepts))
-        return Decided(calibrated, calibrated >= np.array(self.thresholds), None)
+        return Decided(calibrated, reaches(calibrated, np.array(self.thresholds)), None)
 
 
 def decide_crosswise(

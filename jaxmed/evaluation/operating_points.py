@@ -8,6 +8,7 @@ import numpy as np
 import sklearn.metrics
 from jaxtyping import Bool, Float
 
+from jaxmed.inference.standalone.decisions import ROUNDING
 from jaxmed.types import UserError
 
 _ROUNDING = 1e-9
@@ -53,7 +54,7 @@ def choose_threshold(
         allowed = np.flatnonzero(1 - false >= share - _ROUNDING)
         # Where even the surest case would be one too many, nothing is called positive.
         return (
-            float(thresholds[allowed[-1]]) if len(allowed) else float(np.nextafter(scores.max(), 2))
+            float(thresholds[allowed[-1]]) if len(allowed) else float(scores.max() + 2 * ROUNDING)
         )
     if name == "youden":
         return float(thresholds[np.argmax(true - false)])

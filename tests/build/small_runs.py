@@ -127,4 +127,5 @@ def look_at(source, rows):
         "class_counts": [1] * len(source.info.class_names),
         "dtypes": sorted({image.dtype.name for image in images}),
         "shapes": [image.shape[:-1] for image in images],
+        "spacing": source[rows[0]]["spacing"].tolist(),
     }

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -19,13 +20,19 @@ from safetensors.numpy import load_file
 from small_runs import untrained_run
 
 from jaxmed.build import export_checks
-from jaxmed.build.config import write_json
+from jaxmed.build.config import flatten, write_json
+from jaxmed.build.decisions import read_decisions
+from jaxmed.build.explained import RunToExplain
 from jaxmed.build.exporting import export_run
+from jaxmed.build.familiarity import read_familiarity
+from jaxmed.build.features import FeatureReader
 from jaxmed.build.predictions import predict_run
 from jaxmed.build.trained import load_run
 from jaxmed.evaluation.box_decisions import BoxDecisions
 from jaxmed.evaluation.decisions import ClassDecisions
-from jaxmed.inference.standalone import ModelError, load
+from jaxmed.inference.export import zip_parts
+from jaxmed.inference.standalone import ModelError, load, model
+from jaxmed.inference.standalone.description import mistake_in
 from jaxmed.inference.standalone.programs import check_calls
 from jaxmed.types import UserError
 
@@ -137,6 +144,8 @@ def assert_same(found, wanted):
                     [float(theirs[k]) for k in numbers],
                     atol=1e-4,
                 )
+        elif name == "predicted_by.json":
+            assert got == was
         elif name.endswith(".json"):
             assert len(got) == len(was) > 0 and got[0].keys() == was[0].keys()
             for key in [k for k in ("bbox", "score", "probability") if k in was[0]]:
@@ -207,6 +216,37 @@ def test_weights_predict_as_a_run_does(runs, tmp_path, name):
     assert_same(contents(tmp_path / "found"), contents(tmp_path / "wanted"))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_rounded_weights_keep_what_the_validation_part_fixed(runs, tmp_path, dtype):
+    workdir = tmp_path / "run"
+    original, source, _ = runs("classification")
+    shutil.copytree(original, workdir)
+    known = json.loads((workdir / "config.json").read_text())
+    known["config"]["evaluation"]["familiarity"] = 10
+    (workdir / "config.json").write_text(json.dumps(known))
+    run = load_run(workdir)
+    read = FeatureReader(RunToExplain(run))
+    [(_, windows)] = read.windows([run.experiment.prepare(source[0])])
+    np.savez(
+        workdir / "familiarity.npz",
+        mean=windows[0],
+        precision=np.eye(len(windows[0]), dtype=np.float32),
+        threshold=0.5,
+        layer=read.layer.name,
+        cases=1,
+        windows=1,
+        parameters_sha256=run.sha256,
+    )
+    export_run(workdir, output=tmp_path / "weights", format="safetensors", dtype=dtype)
+    rounded = load_run(tmp_path / "weights")
+    assert rounded.sha256 != run.sha256
+    fixed, cases = read_decisions(tmp_path / "weights", rounded)
+    assert (fixed.temperature, fixed.set_threshold, cases) == (1.5, 0.3, 8)
+    judge = read_familiarity(tmp_path / "weights", rounded)
+    assert (judge.fixed.threshold, judge.cases) == (0.5, 1)
+    np.testing.assert_array_equal(judge.fixed.mean, windows[0])
+
+
 def test_weights_are_named_by_their_path_and_read_by_anybody(runs, tmp_path):
     workdir, _, _ = runs("segmentation")
     export_run(workdir, output=tmp_path, format="safetensors")
@@ -247,11 +287,20 @@ def test_a_network_sees_images_of_other_sizes(runs, artefact):
         run(np.zeros((1, 9, 12, 1), np.float32))
 
 
-def test_an_export_that_differs_is_not_written(runs, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "options", [{}, {"format": "safetensors", "dtype": "bfloat16"}], ids=["all bits", "fewer"]
+)
+def test_an_export_that_differs_is_not_written(runs, tmp_path, monkeypatch, options):
     monkeypatch.setattr(export_checks, "MOST", -1.0)
     with pytest.raises(UserError, match="probabilities differ .* nothing was written"):
-        export_run(runs("classification")[0], output=tmp_path / "out")
+        export_run(runs("classification")[0], output=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_decides_otherwise_is_not_written(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "decide", lambda *_: {"decision": [], "set": []})
+    with pytest.raises(UserError, match="decisions differ"):
+        export_run(runs("classification")[0], output=tmp_path / "out")
 
 
 def test_without_data_made_up_images_are_compared(runs, tmp_path, capsys):
@@ -372,11 +421,16 @@ def test_no_folder_of_this_machine_is_exported(runs, artefact, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(runs("classification")[0], workdir)
     known = json.loads((workdir / "config.json").read_text())
+    known["config"]["plan"] = "somewhere/secret/plan.json"
+    known["config"]["model"]["init"] = "somewhere/secret"
     known["config"]["data"]["prepared"] = "somewhere/secret"
     known["data"]["notes"] = ["Left out: secret.png"]
     (workdir / "config.json").write_text(json.dumps(known))
     export_run(workdir, output=tmp_path / "weights", format="safetensors")
-    assert "secret" not in (tmp_path / "weights/config.json").read_text()
+    for file in (tmp_path / "weights").glob("*.json"):
+        assert "secret" not in file.read_text()
+    config = json.loads((tmp_path / "weights/config.json").read_text())["config"]
+    assert not [value for value in flatten(config).values() if "/" in str(value)]
 
 
 def test_nothing_of_a_run_or_another_export_is_written_over(runs, tmp_path):
@@ -413,3 +467,46 @@ def test_a_small_file_that_inflates_and_a_nested_description_are_refused(tmp_pat
             archive.writestr("description.json", text)
         with pytest.raises(ModelError, match="damaged"):
             load(tmp_path / name)
+
+
+NONSENSE = {
+    "task": "juggling",
+    "ndim": True,
+    "class_names": "ab",
+    "prepare": [1],
+    "prepare.size": [100_000, 100_000],
+    "prepare.spacing": [0.0, 1.0],
+    "prepare.options": [["level", 1.0], ["width", "wide"]],
+    "windows.size": [2**40, 1],
+    "windows.batch": 10**7,
+    "windows.overlap": -5,
+    "windows.fill": math.nan,
+    "trained_on.dtypes": [8],
+    "program.weights": ["a", "a"],
+    "program.input": ["batch", "float32"],
+    "decisions": [1.0],
+    "decisions.temperature": 0.0,
+    "decisions.threshold": "high",
+    "decisions.biases": [1.0] * 9,
+    "columns": [[[]]],
+}
+
+
+@pytest.mark.parametrize("key", NONSENSE)
+def test_a_description_that_says_nonsense_is_refused_before_memory_is_taken(
+    artefact, tmp_path, key
+):
+    _, description = artefact("classification")
+    assert not mistake_in(description)
+    *folders, last = key.split(".")
+    place = description
+    for folder in folders:
+        place = place[folder]
+    for value in (NONSENSE[key], None):
+        place[last] = value
+        if value is None:
+            del place[last]
+        path = tmp_path / "model.zip"
+        path.write_bytes(zip_parts({"description.json": json.dumps(description).encode()}))
+        with pytest.raises(ModelError, match=f"damaged .{key}.* is .*, expected "):
+            load(path)

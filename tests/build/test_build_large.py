@@ -40,10 +40,10 @@ def picture(shape, seed=0):
     return (fine + np.linspace(0, 50, shape[1])[:, None]).astype(np.uint8)
 
 
-def predict(run, files, output, monkeypatch, *, limit):
+def predict(run, files, output, monkeypatch, *, limit, **options):
     monkeypatch.setattr(predictions, "load_run", lambda *_: run)
     monkeypatch.setattr(large, "LARGE", limit)
-    predictions.predict_run("run", [str(f) for f in files], output=output)
+    predictions.predict_run("run", [str(f) for f in files], output=output, **options)
 
 
 def assert_same_objects(one, other):
@@ -143,6 +143,16 @@ def test_floating_pictures_with_nan_are_refused(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", tile=(16, 16))
     with pytest.raises(UserError, match="NaN"):
         predict(run, [tmp_path / "a.tif"], tmp_path / "out", monkeypatch, limit=100)
+    with pytest.raises(UserError, match="NaN"):
+        run.predict_image(image)
+
+
+def test_what_large_pictures_lack_is_told(tmp_path, monkeypatch, capsys):
+    run = random_run("segmentation")
+    tifffile.imwrite(tmp_path / "a.tif", picture((120, 90)), photometric="rgb", tile=(16, 16))
+    files = [tmp_path / "a.tif"]
+    predict(run, files, tmp_path / "out", monkeypatch, limit=100, probabilities=True)
+    assert "note: a.tif is too large for overlays and maps" in capsys.readouterr().out
 
 
 PROGRAM = """

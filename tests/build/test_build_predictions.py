@@ -58,6 +58,11 @@ def test_masks_are_not_written_among_images(tmp_path):
                 exported.check_apart(files, tmp_path)
     for check in (check_apart, exported.check_apart):
         check(find_inputs([str(tmp_path)]), tmp_path / "masks")
+    (tmp_path / "series").mkdir()
+    series = [("series", tmp_path / "series")]
+    check_apart(series, tmp_path)
+    with pytest.raises(UserError, match="choose another folder"):
+        check_apart(series, tmp_path / "series")
 
 
 def test_only_a_folder_of_predictions_is_written_to_again(tmp_path):

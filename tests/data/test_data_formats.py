@@ -78,10 +78,15 @@ def test_opacity_of_gray_palette_and_tiff(tmp_path):
     check(tmp_path / "v.tif", np.stack([pixels[..., :3].transpose(1, 0, 2)] * 3, axis=2))
 
 
-def test_one_bit_picture_is_0_and_1(tmp_path):
+@pytest.mark.parametrize("name", ["a.png", "a.bmp"])
+def test_one_bit_picture_is_black_and_white_and_a_mask_of_0_and_1(tmp_path, name):
     bits = RNG.integers(0, 2, (5, 7)).astype(bool)
-    PIL.Image.fromarray(bits).save(tmp_path / "a.png")
-    check(tmp_path / "a.png", bits[..., None].astype(np.uint8))
+    PIL.Image.fromarray(bits).save(tmp_path / name)
+    image = check(tmp_path / name, 255 * bits[..., None].astype(np.uint8))
+    assert image.notes == ("1-bit gray, spread over 0 to 255",)
+    mask = read_image(tmp_path / name, indices=True)
+    np.testing.assert_array_equal(mask.array[..., 0], bits.astype(np.uint8))
+    assert not mask.notes
 
 
 def test_exif_orientation_leaves_pixels_as_stored(tmp_path):
@@ -158,6 +163,13 @@ def test_tiff_palette_and_white_is_zero(tmp_path):
     assert (read_image(tmp_path / "p.tif", indices=True).array[..., 0] == numbers).all()
     tifffile.imwrite(tmp_path / "w.tif", numbers, photometric="miniswhite")
     assert check(tmp_path / "w.tif", 255 - numbers[..., None]).notes
+
+
+def test_tiff_that_asks_to_be_turned_is_taken_as_stored_and_told(tmp_path):
+    pixels = RNG.integers(0, 256, (5, 7), np.uint8)
+    for turn, notes in ((1, 0), (6, 1)):
+        tifffile.imwrite(tmp_path / "a.tif", pixels, extratags=[(274, "H", 1, turn, True)])
+        assert len(check(tmp_path / "a.tif", pixels[..., None]).notes) == notes
 
 
 def test_tiff_over_time_is_refused(tmp_path):

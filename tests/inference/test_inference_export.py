@@ -14,6 +14,7 @@ import skimage.segmentation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxmed.build.export_checks import compare_decided
 from jaxmed.data.images import read_image, write_mask
 from jaxmed.data.sources.base import make_example
 from jaxmed.evaluation.decisions import ClassDecisions, LabelDecisions
@@ -27,6 +28,7 @@ from jaxmed.inference.export import (
 )
 from jaxmed.inference.onnx_writing import write_onnx
 from jaxmed.inference.standalone import boxes, contents, decisions, files, grids, instances, windows
+from jaxmed.inference.standalone.model import Model
 from jaxmed.inference.standalone.programs import rebuild
 from jaxmed.preprocessing import intensity, spatial
 from jaxmed.tasks.detection import Detection
@@ -111,6 +113,9 @@ PICTURES = {
     "colour.png": ("RGB", np.uint8),
     "opacity.png": ("RGBA", np.uint8),
     "palette.png": ("P", np.uint8),
+    "bits.png": ("1", bool),
+    "bits.bmp": ("1", bool),
+    "animated.png": ("L", np.uint8),
     "deep.png": ("I;16", np.uint16),
     "colour.jpg": ("RGB", np.uint8),
     "gray.bmp": ("L", np.uint8),
@@ -124,11 +129,14 @@ def test_pictures_equal_those_of_jaxmed(tmp_path, name):
     pixels = RNG.integers(0, 255, (7, 9, *many)).astype(dtype)
     picture = PIL.Image.fromarray(pixels)
     picture = picture.convert("P") if mode == "P" else picture
-    picture.save(tmp_path / name)
+    animation = {"save_all": True, "append_images": [picture.rotate(180)]}
+    picture.save(tmp_path / name, **animation if "animated" in name else {})
     wanted = read_image(tmp_path / name)
     found = files.read(tmp_path / name)
     np.testing.assert_array_equal(found.array, wanted.array)
     assert found.array.dtype == wanted.array.dtype
+    assert found.note == "; ".join(wanted.notes)
+    assert bool(found.note) == name.startswith(("bits", "animated", "opacity"))
 
 
 def test_pictures_that_would_be_misread_are_refused(tmp_path):
@@ -266,6 +274,20 @@ def test_decisions_equal_those_of_jaxmed():
             n for n, on in zip(names, wanted.predicted[i], strict=True) if on
         ]
     assert decisions.decide(said[0], None, names) == {}
+
+
+def test_rounding_does_not_decide_on_the_case_that_set_a_threshold():
+    said, names = np.array([[0.7, 0.3], [0.6, 0.4]]), ["a", "b"]
+    classes = ClassDecisions(1.0, 0.4, 0.3, 0.9)
+    labels = LabelDecisions((1.0, 1.0), (0.0, 0.0), (0.6, 0.4))
+    for own in (said, said * (1 - 3e-7), said * (1 + 3e-7)):
+        for fixed, predicted in ((classes, [0, 1]), (labels, [[1, 0], [1, 1]])):
+            decided = fixed.decide(own)
+            np.testing.assert_array_equal(decided.predicted, predicted)
+            model = Model({"class_names": names, "decisions": vars(fixed)}, lambda _: {})
+            assert compare_decided(fixed, model, [*said], [*own]) == {"decisions": 0}
+            assert compare_decided(fixed, model, [*said], [*own[::-1]]) == {"decisions": 1}
+        np.testing.assert_array_equal(classes.decide(own).sets, [[1, 1], [1, 1]])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.int8, np.int32])

@@ -73,7 +73,9 @@ def _pixels(path: Path, picture: Any, indices: bool) -> tuple[np.ndarray, tuple[
         return common.drop_alpha(deep) if colour in (4, 6) else (deep, ())
     if picture.mode == "P" and indices:
         return np.asarray(picture)[..., None], ()
-    if picture.mode == "L" and bits in (2, 4):
+    if picture.mode == "1":
+        bits, picture = 1, picture.convert("L")
+    if picture.mode == "L" and bits in (1, 2, 4):
         if indices:
             return np.asarray(picture)[..., None] // (255 // (2**bits - 1)), ()
         return np.asarray(picture)[..., None], (f"{bits}-bit gray, spread over 0 to 255",)
@@ -95,6 +97,8 @@ def read(path: Path, *, max_voxels: int, indices: bool) -> Image:
             path, (picture.height, picture.width, len(picture.getbands())), max_voxels
         )
         array, notes = _pixels(path, picture, indices)
+        if (several := getattr(picture, "n_frames", 1)) > 1:
+            notes = (f"holds {several} pictures; the first is used", *notes)
         kind = _KINDS[picture.format]
     array, rounded = common.as_supported(array, path)
     return Image(

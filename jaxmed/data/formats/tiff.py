@@ -172,6 +172,8 @@ def read(path: Path, *, max_voxels: int, indices: bool, region: Region | None = 
         notes: tuple[str, ...] = ()
         if len(tif.series) > 1:
             notes = (f"holds {len(tif.series)} pictures; the first is used",)
+        if series.keyframe.tags.valueof("Orientation", default=1) != 1:
+            notes += ("asks to be turned (orientation tag); taken as stored, as annotations are",)
         if not (indices and _is_palette(series.keyframe)):
             values, more = _colours(series, values)
             notes += more

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from .description import mistake_in
+
 VERSION = 1
 """Of the layout that the description states."""
 MOST_BYTES = 2**34
@@ -76,11 +78,12 @@ class Contents:
         return content
 
     def description(self) -> dict[str, Any]:
-        """What the artefact says of itself."""
+        """What the artefact says of itself, once it is sound in every key that is used."""
         content = self.read(DESCRIPTION, most=MOST_WORDS)
         try:
             found = json.loads(content)
             version = found["version"]
+            mistake = mistake_in(found) if version == VERSION else ""
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise ModelError(f"{self.path}: {DESCRIPTION} is damaged; export it again") from error
         if version != VERSION:
@@ -88,6 +91,8 @@ class Contents:
                 f"{self.path}: is of layout {version}, this program reads {VERSION}; use the "
                 "jaxmed_predict that the model holds"
             )
+        if mistake:
+            raise ModelError(f"{self.path}: {DESCRIPTION} is damaged ({mistake}); export it again")
         return found
 
     def weights(self) -> dict[str, np.ndarray]:

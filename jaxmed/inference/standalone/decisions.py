@@ -8,6 +8,8 @@ import numpy as np
 
 LEAST = 1e-12
 """Probability from which on logarithms are taken."""
+ROUNDING = 1e-5
+"""Share by which two programs may differ in a probability that both compute in float32."""
 
 
 def decide(
@@ -19,7 +21,7 @@ def decide(
     wide = np.asarray(probabilities, np.float64)
     if "slopes" in fixed:
         calibrated = scale(wide, np.asarray(fixed["slopes"]), np.asarray(fixed["intercepts"]))
-        holds = calibrated >= np.asarray(fixed["thresholds"])
+        holds = reaches(calibrated, np.asarray(fixed["thresholds"]))
         return {"calibrated": calibrated, "decision": _named(names, holds)}
     logits = np.log(np.maximum(wide, LEAST)) / fixed["temperature"] + np.asarray(fixed["biases"])
     odds = np.exp(logits - logits.max())
@@ -27,12 +29,20 @@ def decide(
     # A temperature keeps the order of the classes, a rounding of it might not.
     chosen = int((calibrated if any(fixed["biases"]) else wide).argmax())
     if fixed["threshold"] is not None:
-        chosen = int(calibrated[1] >= fixed["threshold"])
+        chosen = int(reaches(calibrated[1], fixed["threshold"]))
     return {
         "calibrated": calibrated,
         "decision": [names[chosen]],
-        "set": _named(names, wide >= fixed["set_threshold"] - LEAST),
+        "set": _named(names, reaches(wide, fixed["set_threshold"])),
     }
+
+
+def reaches(probabilities: Any, threshold: Any) -> Any:
+    """Which probabilities are at least a threshold.
+
+    As it is mostly that of a case of the validation part, rounding must not decide on this case.
+    """
+    return np.asarray(probabilities, np.float64) >= threshold * (1 - ROUNDING)
 
 
 def scale(scores: np.ndarray, slope: Any, intercept: Any) -> np.ndarray:

@@ -131,23 +131,30 @@ def _read_picture(path: Path) -> File:
 
     with path.open("rb") as stream:
         start = stream.read(26)
-    if start[:8] == b"\x89PNG\r\n\x1a\n" and start[24:25] == b"\x10" and start[25] in (2, 4, 6):
+    is_png = start[:8] == b"\x89PNG\r\n\x1a\n" and len(start) == 26
+    bits, colour = (start[24], start[25]) if is_png else (8, 0)
+    if bits == 16 and colour in (2, 4, 6):
         raise ModelError(f"{path}: colours of 16 bits would lose half; save it with 8")
-    mode = imageio.v3.immeta(path, exclude_applied=False).get("mode")
-    if mode not in MODES:  # such as CMYK, whose black would be taken for opacity
-        raise ModelError(f"{path}: pixels are of mode {mode}; save it as gray or RGB")
-    properties = imageio.v3.improps(path)
-    _checked(path, properties.shape)
-    # JPEGs that ask to be turned (EXIF) are taken as stored, as their annotations are.
-    array = np.asarray(imageio.v3.imread(path, rotate=False))
-    array = np.atleast_3d(array)
-    note = ""
+    opened: Any = imageio.v3.imopen(path, "r")
+    with opened as file:
+        mode = file.metadata(index=0, exclude_applied=False).get("mode")
+        if mode not in MODES:  # such as CMYK, whose black would be taken for opacity
+            raise ModelError(f"{path}: pixels are of mode {mode}; save it as gray or RGB")
+        _checked(path, file.properties(index=0).shape)
+        several = file.properties(index=...).n_images
+        # JPEGs that ask to be turned (EXIF) are taken as stored, as their annotations are.
+        array = np.atleast_3d(file.read(index=0, rotate=False))
+    notes = [f"holds {several} pictures; the first is used"] if several > 1 else []
+    if array.dtype == bool:
+        bits, array = 1, array.astype(np.uint8) * 255
+    if bits < 8 and colour == 0:
+        notes.append(f"{bits}-bit gray, spread over 0 to 255")
     if array.shape[-1] in (2, 4):  # the last is opacity
         array, opacity = array[..., :-1], array[..., -1]
         if np.ptp(opacity):
-            note = "the opacity (alpha) channel varies; it was left out"
+            notes.append("the opacity (alpha) channel varies; it was left out")
     spacing = np.ones(2, np.float32)
-    return File(path, np.ascontiguousarray(_supported(array)), spacing, note=note)
+    return File(path, np.ascontiguousarray(_supported(array)), spacing, note="; ".join(notes))
 
 
 def _read_nifti(path: Path) -> File:

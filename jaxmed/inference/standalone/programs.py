@@ -42,8 +42,11 @@ def _load_stablehlo(contents: Contents, rules: dict[str, Any]) -> Run:
         raise ModelError(f"{contents.path}: weights {error} are missing; export again") from error
     module = contents.read(PROGRAM)
     check_calls(module, str(contents.path))
-    exported = rebuild(module, rules, weights)
-    call = jax.jit(exported.call)
+    try:
+        call = jax.jit(rebuild(module, rules, weights).call)
+    except Exception as error:  # a size or device that jax does not know
+        told = " ".join(str(error).split())[:300]
+        raise ModelError(f"{contents.path}: its program is damaged ({told})") from error
 
     def run(images: np.ndarray) -> Outputs:
         try:
