@@ -323,13 +323,17 @@ def test_more_epochs_go_on_under_a_constant_schedule_only(tmp_path):
 
 @pytest.mark.slow
 def test_coloured_images_are_not_made_gray_unasked(trained):
-    run = load_run(trained["volumes"])
-    colours = np.random.default_rng(0).normal(0, 100, (8, 8, 8, 3)).astype(np.float32)
-    with pytest.raises(UserError, match="a.nii: has 3 channels"):
-        check_image(run, colours, "a.nii")
-    check_image(run, np.repeat(colours[..., :1], 3, -1), "gray.nii")
+    run, volumes = load_run(trained["segmentation"]), load_run(trained["volumes"])
+    colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    gray = np.repeat(colours[..., :1], 3, -1)
+    with pytest.raises(UserError, match="a.png: is coloured"):
+        check_image(run, colours, "a.png")
+    check_image(run, gray, "gray.png")
     run.run["planned"].pop("data.channels")
-    check_image(run, colours, "a.nii")
+    check_image(run, colours, "a.png")
+    for image in (colours, gray):  # of volumes they are kinds of scans
+        with pytest.raises(UserError, match="a.nii: has 3 channels"):
+            check_image(volumes, image[None], "a.nii")
 
 
 @pytest.mark.slow
