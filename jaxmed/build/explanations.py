@@ -25,7 +25,7 @@ from jaxmed.build.familiarity import Judge, read_familiarity
 from jaxmed.build.feature_tables import check_parts, write_features
 from jaxmed.build.measured import check_column, write_importance
 from jaxmed.build.members import rows_of
-from jaxmed.build.predictions import find_inputs
+from jaxmed.build.prediction_files import find_inputs
 from jaxmed.build.trained import TrainedRun, check_image, load_run
 from jaxmed.build.workdir import make_folder, read_split
 from jaxmed.data.images import Image, image_stem, read_image, write_image

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed.build.config import write_json
 from jaxmed.build.decisions import read_decisions, use_decisions
 from jaxmed.build.explained import restore_map
 from jaxmed.build.familiarity import read_familiarity
 from jaxmed.build.large import is_large, predict_large
+from jaxmed.build.prediction_files import check_apart, claim, find_inputs
 from jaxmed.build.trained import TrainedRun, check_image, load_run
-from jaxmed.build.workdir import make_folder
 from jaxmed.data.formats.dicom_seg import check_available
-from jaxmed.data.images import Image, image_stem, list_images, read_image, write_image
+from jaxmed.data.images import Image, image_stem, read_image, write_image
 from jaxmed.data.looks import FEWEST_VALUES, different_values
 from jaxmed.data.sources.base import make_example
 from jaxmed.data.sources.findings import first_of, some
@@ -29,11 +27,8 @@ from jaxmed.evaluation.decisions import ClassDecisions, LabelDecisions
 from jaxmed.evaluation.pictures import draw_overlay
 from jaxmed.inference.uncertainty import split_uncertainty
 from jaxmed.inference.writers import BoxWriter, FileTable, MaskWriter, ProbabilityWriter
-from jaxmed.training.processes import gather_json, is_first, share_of, wait_for_all
+from jaxmed.training.processes import gather_json, share_of
 from jaxmed.types import Example, UserError, count_of
-
-ORIGIN_FILE = "predicted_by.json"
-"""In the folder of predictions: the network that made them."""
 
 SPACING_APART = 1.2
 """Times by which a side of a voxel may be longer or shorter than those of training."""
@@ -146,20 +141,29 @@ def predict_run(
                 if probabilities:
                     classes = run.experiment.task.restore_probabilities(raw, example)
                     write_image(output / "probabilities" / name, classes, image)
-                print(f"{name}: {writer.add(index, name, image, prediction)}")
+                told, unlike = writer.add(index, name, image, prediction), ""
+                print(f"{name}: {told}")
                 if uncertainty:
                     _write_uncertainty(found, index, name, image, example, run, output, table)
                 if judge and distance is not None:
-                    note = judge.note(name, distance)
-                    columns = {"distance": f"{distance:.4g}", "unfamiliar": "yes" if note else ""}
+                    unlike = judge.note(name, distance)
+                    columns = {"distance": f"{distance:.4g}", "unfamiliar": "yes" if unlike else ""}
                     table.add(index, name, columns)
-                    if note:
-                        print(note)
+                    if unlike:
+                        print(unlike)
             except UserError as error:
                 failed(index, error)
                 continue
             if overlay:
-                _draw(output / "overlays" / _overlay_name(name), image, prediction, run)
+                title = told if run.info.task == "classification" else ""
+                _draw(
+                    output / "overlays" / _overlay_name(name),
+                    image,
+                    prediction,
+                    run,
+                    title=title,
+                    warning="unlike the training images" if unlike else "",
+                )
         for index in large:
             name, path = files[index]
             try:
@@ -214,90 +218,19 @@ def _overlay_name(name: str) -> str:
     return str(Path(name).with_name(image_stem(name) + ".png"))
 
 
-def _draw(path: Path, image: Image, prediction: Any, run: TrainedRun) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _draw(
+    path: Path, image: Image, prediction: Any, run: TrainedRun, *, title: str, warning: str
+) -> None:
+    shown = drawn_prediction(prediction, run) | ({"title": title} if title else {})
     names = run.info.class_names
-    shown = drawn_prediction(prediction, run)
-    draw_overlay(path, image.array, spacing=image.spacing, class_names=names, **shown)
-
-
-def find_inputs(inputs: Sequence[str], *, output: Path | None = None) -> list[tuple[str, Path]]:
-    """Name and path of each image; the name is relative to the folder it was found in.
-
-    Args:
-        inputs: files and folders.
-        output: of the predictions; where it lies within a folder given, what is in it is no input.
-
-    Raises:
-        UserError: where there is none, or two would be written to the same name.
-    """
-    if not inputs:
-        raise UserError("no images given; name files or folders after the flags")
-    found: list[tuple[str, Path]] = []
-    for given in inputs:
-        path = Path(given)
-        own = path.name or path.resolve().name
-        if path.is_dir():
-            images = list_images(path)
-            besides = ""
-            if output is not None and output.resolve() != path.resolve():
-                own_results = output.resolve()
-                besides = f" besides those in {output}" if images else ""
-                images = [i for i in images if not i.resolve().is_relative_to(own_results)]
-            if not images:
-                raise UserError(f"{path}: holds no images{besides}; give a folder of image files")
-            # The slices of a series are one image, listed by the folder itself.
-            found += [(own if i == path else str(i.relative_to(path)), i) for i in images]
-        elif path.exists():
-            found.append((own, path))
-        else:
-            raise UserError(f"{path}: no such file or folder; check the path")
-    seen: dict[str, Path] = {}
-    for name, path in found:
-        key = os.path.join(os.path.dirname(name), image_stem(name))
-        if key in seen:
-            raise UserError(
-                f"{path} and {seen[key]} would be written to the same name; predict them into "
-                "different folders"
-            )
-        seen[key] = path
-    return found
-
-
-def claim(output: Path, origin: Mapping[str, Any]) -> None:
-    """Make the folder of the predictions, and note in it whose they are.
-
-    Only a folder with that note is written to again: masks and pictures have the names of their
-    images, as annotations beside them may have.
-
-    Raises:
-        UserError: it holds files of another origin, or cannot be written.
-    """
-    note = output / ORIGIN_FILE
-    if output.is_dir() and not note.is_file() and any(output.iterdir()):
-        raise UserError(
-            f"--output={output}: holds files that are no predictions (there is no {ORIGIN_FILE}), "
-            "which might be replaced; choose another folder"
-        )
-    wait_for_all("output: looked at")
-    if is_first():
-        make_folder(output)
-        write_json(note, origin)
-    wait_for_all("output: made")
-
-
-def check_apart(files: Sequence[tuple[str, Path]], output: Path) -> None:
-    """Make sure that no mask, which has the name of its image, is written among images.
-
-    Raises:
-        UserError: one would be.
-    """
-    for name, path in files:
-        folder = path if path.is_dir() else path.parent  # of a DICOM series the slices' own
-        if (output / name).parent.resolve() == folder.resolve():
-            raise UserError(
-                f"--output={output}: masks would be written among the images; choose another folder"
-            )
+    draw_overlay(
+        path,
+        image.array,
+        spacing=image.spacing,
+        class_names=names,
+        warning=warning,
+        **shown,
+    )
 
 
 def _check(path: Path, example: Example, run: TrainedRun) -> None:

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jaxmed.evaluation.bootstrap import bootstrap_weights, percentiles
-from jaxmed.evaluation.calibration_curves import draw_reliability, draw_risk, reliability
+from jaxmed.evaluation.calibration_curves import draw_bins, draw_reliability, draw_risk
 from jaxmed.evaluation.size_agreement import draw_agreement
 from jaxmed.metrics.detection import FROC_RATES
 from jaxmed.types import DatasetInfo
@@ -98,7 +98,7 @@ def _classification(
             roc.fill_between(GRID, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         precision, hits, _ = sklearn.metrics.precision_recall_curve(truth[:, c], score)
         recall.plot(hits, precision, label=name)
-        reliable.plot(*reliability(truth[:, c], score), marker="o", label=name)
+        draw_bins(reliable, name, truth[:, c], score)
     for axis in (roc, reliable):
         axis.plot([0, 1], [0, 1], color="gray", linestyle=":", linewidth=1)
     roc.set(xlabel="1 - specificity", ylabel="recall (sensitivity)", title="ROC")
@@ -109,7 +109,7 @@ def _classification(
         (
             "curves",
             figure,
-            "ROC, precision-recall and reliability of each class"
+            "ROC, precision-recall and reliability of each class, in bins of .1 with 95 % intervals"
             + "; about the ROC its pointwise 95 % band" * (len(shown) == 1),
         )
     ]
@@ -187,7 +187,7 @@ def _voxel_trust(
         right = said.argmax(1) == np.concatenate([row["voxel_labels"] for row in rows])
         curves.append([("voxels", right, said.max(1))])
     if curves:
-        draw_reliability(axes, curves[0], curves[1] if len(curves) > 1 else None)
+        draw_reliability(axes, curves[0], curves[1] if len(curves) > 1 else None, are_cases=False)
         captions.append("Reliability of the class of voxels that may be foreground")
     pairs = np.array([(row["confidence"], 1 - row["dice"]) for row in rows], np.float64)
     known = np.isfinite(pairs[:, 1])

@@ -28,6 +28,7 @@ from jaxmed.types import UserError
 TRUTH_COLOUR = "#56B4E9"
 PREDICTION_COLOUR = "#E69F00"
 CLASS_COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2")
+WARNING_COLOUR = "#D55E00"
 IGNORED_COLOUR = "#8C6BFF"
 """Of hatches, which must show on a dark surround, as that of padding, and on white alike."""
 
@@ -183,6 +184,7 @@ def draw_overlay(
     *,
     class_names: Sequence[str] = (),
     title: str = "",
+    warning: str = "",
     **what: Any,
 ) -> Path:
     """Write one picture of an image with what was predicted in it; returns the path.
@@ -192,12 +194,15 @@ def draw_overlay(
         image: (*spatial, channels).
         class_names: as in DatasetInfo.
         title: clipped.
+        warning: what whoever looks at it must know, above the picture.
         **what: mask, boxes, labels, scores, spacing and truth, of `draw_case`.
     """
     figure = Figure(layout="constrained")
     axis = figure.subplots()
     draw_case(axis, image, class_names=class_names, title=title, **what)
     figure.set_size_inches(_figure_size(axis))
+    if warning:
+        figure.suptitle(warning, fontsize=9, fontweight="bold", color=WARNING_COLOUR)
     masks = [mask for mask in (what.get("mask"), what.get("true_mask")) if mask is not None]
     numbered = max((int(mask.max()) for mask in masks), default=0)
     by_class = bool(masks) and numbered < len(class_names)

@@ -7,7 +7,7 @@ import pydicom.data
 import pytest
 
 from jaxmed.build import predictions
-from jaxmed.build.predictions import check_apart, claim, find_inputs
+from jaxmed.build.prediction_files import check_apart, claim, find_inputs
 from jaxmed.build.trained import TrainedRun
 from jaxmed.inference.standalone import __main__ as exported
 from jaxmed.inference.standalone.contents import ModelError
@@ -79,6 +79,8 @@ def test_only_a_folder_of_predictions_is_written_to_again(tmp_path):
         (folder / "mask.png").write_bytes(b"predicted")
         make(folder, origin)
         notes.append((folder / "predicted_by.json").read_text())
+        with pytest.raises(error, match="by other weights"):
+            make(folder, {**origin, "parameters_sha256": "1" * 64})
         (folder / "predicted_by.json").unlink()
         with pytest.raises(error, match="holds files that are no predictions"):
             make(folder, origin)

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import scipy.special
+import scipy.stats
 import sklearn.linear_model
 import sklearn.metrics
+from matplotlib.figure import Figure
 
 from jaxmed.evaluation.bootstrap import bootstrap_weights
 from jaxmed.evaluation.box_decisions import BoxDecisions, score_boxes, thresholds_crosswise
@@ -16,6 +18,7 @@ from jaxmed.evaluation.calibration import (
     fit_scaling,
     fit_temperature,
 )
+from jaxmed.evaluation.calibration_curves import draw_bins
 from jaxmed.evaluation.conformal import fit_sets, make_sets
 from jaxmed.evaluation.decisions import (
     ClassDecisions,
@@ -328,3 +331,20 @@ def test_thresholds_of_boxes_are_judged_by_what_other_images_chose():
     changed[0]["score"] = changed[0]["score"] * 0.1
     again = thresholds_crosswise(changed, patients=patients)
     assert again[0] == own[0], "an image's own boxes must not choose its threshold"
+
+
+def test_shares_of_bins_have_their_intervals_where_they_are_of_cases():
+    """Those of Clopper and Pearson, also where all or none of a bin came true."""
+    score = np.repeat([0.05, 0.55, 0.95], [10, 40, 3])
+    truth = np.repeat([0, 1, 0, 1], [10, 20, 20, 3])
+    axis = Figure().subplots()
+    draw_bins(axis, "class", truth, score)
+    np.testing.assert_allclose(axis.lines[0].get_xydata(), [[0.05, 0], [0.55, 0.5], [0.95, 1]])
+    for segment, (hits, count) in zip(
+        axis.collections[0].get_segments(), [(0, 10), (20, 40), (3, 3)], strict=True
+    ):
+        exact = scipy.stats.binomtest(hits, count).proportion_ci()
+        np.testing.assert_allclose(segment[:, 1], [exact.low, exact.high], atol=1e-9)
+    axis = Figure().subplots()
+    draw_bins(axis, "voxels", truth, score, are_cases=False)
+    assert len(axis.lines) == 1 and not axis.collections

@@ -286,7 +286,7 @@ def number(value: Any) -> str:
 
 def score(value: Any) -> str:
     """Three decimals, so that a column of scores is easily compared."""
-    if isinstance(value, float) and 0.001 <= abs(value) < 1000:
+    if isinstance(value, float) and (value == 0 or 0.001 <= abs(value) < 1000):
         return f"{value:.3f}"
     return number(value)
 

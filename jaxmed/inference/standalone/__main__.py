@@ -20,9 +20,6 @@ from .contents import ModelError
 from .decisions import scale
 from .model import Model, load
 
-ORIGIN_FILE = "predicted_by.json"
-"""In the folder of predictions, as predict.py writes it: the network that made them."""
-
 
 def main(arguments: list[str] | None = None, *, model: str | None = None) -> int:
     """Predict files; returns the exit code: 0, or 2 where something could not be predicted.
@@ -97,16 +94,12 @@ def claim(output: Path, origin: dict[str, Any]) -> None:
     """Make the folder of the predictions, with a note, as predict.py does, of whose they are.
 
     Raises:
-        ModelError: it holds files, and no such note.
+        ModelError: see `files.check_output`, or it cannot be written.
     """
-    note = output / ORIGIN_FILE
-    if output.is_dir() and not note.is_file() and any(output.iterdir()):
-        raise ModelError(
-            f"--output={output}: holds files that are no predictions (there is no {ORIGIN_FILE}), "
-            "which might be replaced; choose another folder"
-        )
+    files.check_output(output, origin)
     try:
         output.mkdir(parents=True, exist_ok=True)
+        note = output / files.ORIGIN_FILE
         note.write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise ModelError(f"{output}: cannot be written ({error}); choose another") from error

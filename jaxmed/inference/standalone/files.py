@@ -6,6 +6,7 @@ Other formats are read by jaxmed itself.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ SUFFIXES = (".nii.gz", ".nii", *PICTURES, ".npy")
 MODES = ("1", "L", "LA", "I;16", "I;16B", "I", "F", "P", "RGB", "RGBA")
 MAX_VALUES = 2**31
 MAX_CHANNELS = 32
+ORIGIN_FILE = "predicted_by.json"
+"""In a folder of predictions: the network that made them."""
 MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 TEXTS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
 
@@ -94,6 +97,37 @@ def write_mask(path: Path, mask: np.ndarray, like: File) -> Path:
     else:
         _write_nifti(path, stored, like)
     return path
+
+
+def check_output(output: Path, origin: dict[str, Any]) -> None:
+    """Make sure that a folder for predictions holds nothing but earlier ones by the same weights.
+
+    Masks and pictures have the names of their images, as annotations beside these may have, and
+    would replace them.
+
+    Args:
+        output: the folder, which need not be there.
+        origin: what `ORIGIN_FILE` in it is to say.
+
+    Raises:
+        ModelError: it holds files of another origin.
+    """
+    note = output / ORIGIN_FILE
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not note.is_file():
+        raise ModelError(
+            f"--output={output}: holds files that are no predictions (there is no {ORIGIN_FILE}), "
+            "which might be replaced; choose another folder"
+        )
+    try:
+        known = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{note}: cannot be read ({error}); choose another folder") from error
+    if known != origin:
+        raise ModelError(
+            f"--output={output}: holds predictions by other weights; choose another folder"
+        )
 
 
 def _checked(path: Path, shape: tuple[int, ...]) -> None:
