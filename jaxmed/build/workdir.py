@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jaxmed
-from jaxmed.build.config import CONFIG_FILE, differences, flatten, read_run, write_json
+from jaxmed.build.config import CONFIG_FILE, base_config, differences, flatten, read_run, write_json
 from jaxmed.build.locks import Lock
 from jaxmed.preprocessing.fingerprint import digest
 from jaxmed.training.checkpoints import finished_steps
@@ -228,7 +228,9 @@ def write_or_compare(workdir: Path, run: dict[str, Any]) -> None:
             f"{workdir}: was trained on other data than {run['config']['data']['path']}; use "
             "another workdir, or give it the same data"
         )
-    before, now = flatten(old["config"]), flatten(run["config"])
+    # Keys that were not there yet when the run began have their defaults.
+    defaults = base_config(run["config"]["task"], run["config"]["data"]["layout"])
+    before, now = flatten(defaults) | flatten(old["config"]), flatten(run["config"])
     longer = now["training.steps"] >= before["training.steps"]
     if now["optimizer.schedule"] == "constant" and longer:
         for key in ("training.steps", "training.epochs"):

@@ -1,6 +1,7 @@
 """Faults of the machine: each is told with what to do, and loses nothing beyond a checkpoint."""
 
 import errno
+import json
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from small_runs import small_config
 from jaxmed.build.cli import explain_fault
 from jaxmed.build.config import config_of_run, read_run, write_json
 from jaxmed.build.runs import train_run
-from jaxmed.build.workdir import LOCK_FILE, hold_workdir
+from jaxmed.build.workdir import LOCK_FILE, hold_workdir, write_or_compare
 from jaxmed.training.checkpoints import restore_variables
 from jaxmed.training.logging import Logger
 from jaxmed.training.sharding import Lifted
@@ -84,6 +85,20 @@ def test_a_run_of_another_version_is_told(tmp_path):
     write_json(tmp_path / "config.json", {"config": config, "data": {}, "versions": {}})
     with pytest.raises(UserError, match=r"data\.colour_of_walls.*made with another version"):
         config_of_run(read_run(tmp_path))
+
+
+def test_a_run_goes_on_in_a_version_that_has_more_keys(tmp_path):
+    config = small_config("classification")
+    (tmp_path / "checkpoints/2").mkdir(parents=True)
+    run = {"config": config.to_dict(), "data": {"sha256": "0"}}
+    earlier = json.loads(json.dumps(run))
+    del earlier["config"]["loss"]["label_smoothing"]
+    write_json(tmp_path / "config.json", earlier)
+    write_or_compare(tmp_path, run)
+    write_json(tmp_path / "config.json", earlier)
+    run["config"]["loss"]["label_smoothing"] = 0.1
+    with pytest.raises(UserError, match=r"loss.label_smoothing: 0.0 -> 0.1"):
+        write_or_compare(tmp_path, run)
 
 
 @pytest.mark.slow
