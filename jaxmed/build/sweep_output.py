@@ -69,8 +69,8 @@ def write_sweep(output: Path, study: Study, config: ConfigDict, space: Sequence[
         facts, workdir = study.facts(done[0].number), output / done[0].workdir
         if workdir.is_dir():
             write_winner(output / WINNER_FILE, workdir, facts.get("model"))
-            winner = f"train.py --config={output / WINNER_FILE} --workdir=DIR"
-            winner = f"The winner as a config: {winner}"
+            command = f"python experiments/train.py --config={output / WINNER_FILE} --workdir=DIR"
+            winner = f"The winner as a config: {command}"
         else:
             winner = f"{workdir} of the winner is gone; its settings are in the table."
         print(winner)

@@ -193,11 +193,13 @@ def tell_verdict(verdict: Verdict | None) -> list[str]:
     many = f"over {MOST_TRIALS:,}" if verdict.bears >= MOST_TRIALS else f"{verdict.bears:,}"
     trials = "trial" if verdict.bears == 1 else "trials"
     told.append(
-        f"{cases} of the validation part give a score a standard error of {verdict.error:.4f} "
-        f"(from its 95 % interval). They bear {many} {trials}: up to so many, chance is expected "
-        f"to give less than the winner's lead over the median of the finished trials "
-        f"({verdict.lead_of_median:.4f}); {verdict.trials} were scored."
+        f"{cases} of the validation part bear {many} {trials}: up to so many, chance alone is "
+        "expected to give less than the winner's lead over the median of the finished trials "
+        f"({verdict.lead_of_median:.4f}), with a standard error of a score of {verdict.error:.4f} "
+        f"(from its 95 % interval); {verdict.trials} were scored."
     )
+    if verdict.lead is not None and verdict.is_doubtful and verdict.bears > verdict.trials:
+        told.append("So settings do matter, but the best few of them cannot be told apart.")
     told.append(
         "Expected excess of the best of k equally good settings: E[largest of k standard normals] "
         "x standard error (order statistics, David & Nagaraja 2003; selection bias, Cawley & "

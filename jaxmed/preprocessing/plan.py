@@ -32,7 +32,7 @@ REASONS = {
     "data.size": "the median image, shrunk to what a network can look at whole",
     "data.fit": "stretched where all images have one aspect, else padded",
     "data.patch": "as much of the median image as fits, in its proportions",
-    "data.spacing": "the median, as spacings vary or slices are thick",
+    "data.spacing": "the median, to which volumes with other voxels are brought",
     "data.batch_size": (
         "many small updates learn more in a given time than few large ones; fits the memory"
     ),

@@ -72,7 +72,10 @@ def test_masks_of_booleans(tmp_path):
         ((0, 2, 3), r"values 0, 2, 3 \(2 in a.png, 3 in a.png\): number the classes 0, 1, 2"),
         ((0, 1, 255), "values 0, 1, 255"),
         ((0,), "all masks are empty"),
-        (tuple(range(100)), "numbers up to 99, as of instances; set --config.data.masks=instance"),
+        (
+            tuple(range(100)),
+            "numbers up to 99, as of objects: say so with --config.data.masks=instance",
+        ),
     ],
 )
 def test_values_that_are_no_classes_are_refused(tmp_path, values, message):

@@ -132,8 +132,8 @@ def classes_of_values(
             if lossy
             else (
                 "number the classes 0, 1, 2, ... without gaps, or name them all (class_names, or a "
-                "classes.txt with background first), or set data.masks=instance (with "
-                "--predictions --masks=instance) if these are objects"
+                "classes.txt with background first), or, if these are objects, set "
+                "data.masks=instance (of evaluate.py --predictions: --masks=instance)"
             )
         )
         places = ", ".join(f"{n} in {values[n].name}" for n in numbers[:12] if n > 0)
@@ -141,9 +141,9 @@ def classes_of_values(
         return ("background", "object"), MaskReader()
     if numbers[-1] > MANY_CLASSES:
         findings.problems.append(
-            f"the masks hold numbers up to {numbers[-1]}, as of instances; set "
-            "--config.data.masks=instance (with --predictions --masks=instance), or name the "
-            "classes (class_names, or a classes.txt, background first)"
+            f"the masks hold numbers up to {numbers[-1]}, as of objects: say so with "
+            "--config.data.masks=instance (of evaluate.py --predictions: --masks=instance), or, if "
+            "these are classes, name them all (class_names, or a classes.txt, background first)"
         )
         return ("background", "object"), MaskReader()
     names = ["object"] if numbers[-1] == 1 else [f"class_{n}" for n in range(1, numbers[-1] + 1)]
