@@ -22,7 +22,7 @@ from jaxmed.training.processes import gather_rows, is_first, share_of
 from jaxmed.types import Example, Source, UserError
 
 FAMILIARITY_FILE = "familiarity.npz"
-_ARRAYS = ("mean", "precision", "threshold", "layer", "cases", "windows", "parameters_sha256")
+_ARRAYS = ("mean", "precision", "threshold", "layer", "cases", "parameters_sha256")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,11 @@ def read_familiarity(workdir: Path, run: TrainedRun) -> Judge | None:
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            mean, precision, threshold, layer, cases, _, sha256 = (arrays[n] for n in _ARRAYS)
+            if "windows" not in arrays:  # judged whole cases, by a threshold of another kind
+                advice = "make it with evaluate.py --split=val"
+                print(f"note: {path} is of an earlier version and not used; {advice}")
+                return None
+            mean, precision, threshold, layer, cases, sha256 = (arrays[n] for n in _ARRAYS)
         fixed = Familiarity(mean, precision, float(threshold))
         if precision.shape != (len(mean), len(mean)) or not np.isfinite(precision).all():
             raise ValueError("numbers are damaged")

@@ -16,6 +16,7 @@ from jaxmed.data.formats.dicom_seg import check_available
 from jaxmed.data.images import Image, image_shape, read_image, read_region, reads_regions
 from jaxmed.data.sources.base import make_example
 from jaxmed.inference.banded_image import BandedImage
+from jaxmed.inference.predictor import check_finite
 from jaxmed.inference.sliding_window import window_regions
 from jaxmed.inference.tiles import cores, merge_boxes
 from jaxmed.inference.writers import BoxWriter, MaskWriter
@@ -164,7 +165,7 @@ def _detect(picture: _LargePicture, run: TrainedRun) -> dict[str, np.ndarray]:
     for (example, raw), region, core in zip(
         run.predict(examples()), regions, cores(regions), strict=True
     ):
-        boxes = run.experiment.task.restore(raw, example)
+        boxes = run.experiment.task.restore(check_finite(raw), example)
         low = np.array([part.start for part in region], np.float32)
         boxes["boxes"] = boxes["boxes"] + np.concatenate([low, low])
         kept = (boxes["scores"] >= _LEAST_SCORE) & core.holds(boxes["boxes"])

@@ -76,7 +76,8 @@ def claim(output: Path, origin: dict[str, Any]) -> None:
     wait_for_all("output: looked at")
     if is_first():
         make_folder(output)
-        write_json(output / ORIGIN_FILE, origin)
+        if not (output / ORIGIN_FILE).is_file():  # others may be reading it
+            write_json(output / ORIGIN_FILE, origin)
     wait_for_all("output: made")
 
 

@@ -25,6 +25,7 @@ from jaxmed.data.sources.findings import first_of, some
 from jaxmed.evaluation.box_decisions import BoxDecisions
 from jaxmed.evaluation.decisions import ClassDecisions, LabelDecisions
 from jaxmed.evaluation.pictures import draw_overlay
+from jaxmed.inference.predictor import check_finite
 from jaxmed.inference.uncertainty import split_uncertainty
 from jaxmed.inference.writers import BoxWriter, FileTable, MaskWriter, ProbabilityWriter
 from jaxmed.training.processes import gather_json, share_of
@@ -136,8 +137,9 @@ def predict_run(
             distance = next(distances)[1] if distances else None
             index = int(example["index"])
             name, image = files[index][0], images.pop(index)
-            prediction = run.experiment.task.restore(raw, example)
             try:
+                check_finite(found)
+                prediction = run.experiment.task.restore(raw, example)
                 if probabilities:
                     classes = run.experiment.task.restore_probabilities(raw, example)
                     write_image(output / "probabilities" / name, classes, image)

@@ -45,7 +45,6 @@ _STATES = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
 }
 
 
@@ -116,17 +115,29 @@ class Study:
         left = self.untried()
         if left is not None and (not left or self._sampler == "grid"):
             return left[0] if left else None
-        tried, found = self._tried(), {}
+        tried = self._tried()
         for draw in range(DRAWS):
             seed = int(np.random.SeedSequence((self._seed, number, draw)).generate_state(1)[0])
-            drafts = optuna.create_study(direction="maximize", sampler=self._make_sampler(seed))
+            # A sampler that sees one place only is left for one that looks everywhere.
+            name = self._sampler if draw == 0 else "random"
+            drafts = optuna.create_study(direction="maximize", sampler=_make_sampler(name, seed))
             drafts.add_trials(self._study.get_trials(deepcopy=False))
-            found = self._suggest(drafts.ask())
+            found = dict(self._suggest(drafts.ask()).params)
             if _comparable(found) not in tried:
-                break
+                return found
             if left is not None:
                 return left[int(np.random.default_rng(seed).integers(len(left)))]
-        return found
+        return None
+
+    def _begin(self, params: Mapping[str, Any]) -> int:
+        """A trial of these settings, there with all of them or not at all; its number."""
+        distributions = self._suggest(optuna.trial.FixedTrial(dict(params))).distributions
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.RUNNING, params=dict(params), distributions=distributions
+            )
+        )
+        return len(self._study.get_trials(deepcopy=False)) - 1
 
     def claim(self, *, trials: int, at_once: int = 1) -> list[int]:
         """Numbers of trials that this process is to work on; none where nothing is left.
@@ -149,18 +160,13 @@ class Study:
                 if not running:
                     self.release(group[0])
                     continue
-                for number in running:
-                    self._suggest(self._trial(number))  # where it was lost before it had all values
                 return running
-            begun = sum(trial.state is not TrialState.WAITING for trial in found)
             numbers: list[int] = []
-            for _ in range(min(at_once, trials - begun)):
-                params = self._draw(begun + len(numbers))
+            for _ in range(min(at_once, trials - len(found))):
+                params = self._draw(len(found) + len(numbers))
                 if params is None:
                     break
-                self._study.enqueue_trial(params)
-                numbers.append(self._study.ask().number)
-                self._suggest(self._trial(numbers[-1]))
+                numbers.append(self._begin(params))
             if len(numbers) > 1:
                 self.note(numbers[0], group=numbers)  # of all of them, in one go
             if numbers:
@@ -192,20 +198,13 @@ class Study:
         """Let others take a trial up."""
         self._held.pop(number).free()
 
-    def _make_sampler(self, seed: int) -> Any:
-        if self._sampler == "tpe":  # which takes trials that are under way for bad ones
-            return optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=STARTUP, constant_liar=True
-            )
-        return optuna.samplers.RandomSampler(seed=seed)
-
     def _trial(self, number: int) -> Any:
         # Of a trial that another process began, which Optuna has no other way to go on with.
         found = self._study.get_trials(deepcopy=False)[number]
         return optuna.trial.Trial(self._study, found._trial_id)
 
-    def _suggest(self, trial: Any) -> dict[str, Any]:
-        """Draw what a trial has no value of yet; all that it then has."""
+    def _suggest(self, trial: Any) -> Any:
+        """Give a trial a value of each key; the trial."""
         for dimension in self._space:
             key, low, high = dimension.key, dimension.low, dimension.high
             if dimension.choices:
@@ -218,7 +217,7 @@ class Study:
                 with warnings.catch_warnings():  # that the last step ends before the range does
                     warnings.simplefilter("ignore")
                     trial.suggest_float(key, low, high, step=apart, log=dimension.log)
-        return dict(trial.params)
+        return trial
 
     def params(self, number: int) -> dict[str, Any]:
         """What a trial tries."""
@@ -289,8 +288,7 @@ class Study:
 
     def trials(self) -> list[Trial]:
         """All that were begun."""
-        found = self._study.get_trials(deepcopy=False)
-        return [_as_trial(trial) for trial in found if trial.state is not TrialState.WAITING]
+        return [_as_trial(trial) for trial in self._study.get_trials(deepcopy=False)]
 
     def importance(self) -> tuple[dict[str, float], int | None]:
         """The share of the scores' spread that each key explains, the largest first.
@@ -349,6 +347,12 @@ def _open_storage(folder: Path) -> Any:
         raise UserError(
             f"{path}: cannot be opened ({said}); restore it from a copy, or use another --output"
         ) from error
+
+
+def _make_sampler(name: str, seed: int) -> Any:
+    if name == "tpe":  # which takes trials that are under way for bad ones
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, constant_liar=True)
+    return optuna.samplers.RandomSampler(seed=seed)
 
 
 def _comparable(params: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxmed.build import datasets
 from jaxmed.build.checks import check_numbers
-from jaxmed.build.config import differences, flatten, update, write_json
+from jaxmed.build.config import base_config, differences, flatten, update, write_json
 from jaxmed.build.experiment import Experiment
 from jaxmed.build.locks import Lock
 from jaxmed.build.prepared import check_place
@@ -147,25 +147,37 @@ def _check(
 def _try_words(config: ConfigDict, space: Sequence[Dimension], source: Source, where: str) -> None:
     """Build an experiment of each value that is no number, as its parts know which words there are.
 
+    A value that makes none by itself may beside one of another key, as lists of one length do.
+
     Raises:
         UserError: naming the value that makes none.
     """
-    rows = range(min(len(source.ids), TRIED_CASES))
-    # Nothing is compiled to plan these.
-    given = {"data.batch_size": 1, "training.steps": 1}
-    for dimension in space:
-        for value in dimension.choices:
-            if isinstance(value, (int, float)):
-                continue
-            tried = config.copy_and_resolve_references()
-            update(tried, {**given, dimension.key: value}, where=where)
+    choices = [(dimension.key, value) for dimension in space for value in dimension.choices]
+    for key, value in choices:
+        if isinstance(value, (int, float)):
+            continue
+        errors = []
+        for other, of_other in ((key, value), *choices):
+            beside = {} if other == key else {other: of_other}
             try:
-                resolved, _, fingerprint = resolve(tried, source, rows)
-                made = Experiment(resolved, source.info, fingerprint["class_counts"])
-                made.prepare(source[0])
-                jax.eval_shape(made.init_state, jax.random.key(0))
+                _build({**beside, key: value}, config, source, where)
+                break
             except UserError as error:
-                raise UserError(f"{where}: {dimension.key}={value!r}: {error}") from error
+                errors.append(error)
+        else:
+            raise UserError(f"{where}: {key}={value!r}: {errors[0]}") from errors[0]
+
+
+def _build(settings: Mapping[str, Any], config: ConfigDict, source: Source, where: str) -> None:
+    """Everything but the training of an experiment, of a few cases."""
+    tried = config.copy_and_resolve_references()
+    # Nothing is compiled to plan these.
+    update(tried, {"data.batch_size": 1, "training.steps": 1, **settings}, where=where)
+    rows = range(min(len(source.ids), TRIED_CASES))
+    resolved, _, fingerprint = resolve(tried, source, rows)
+    made = Experiment(resolved, source.info, fingerprint["class_counts"])
+    made.prepare(source[0])
+    jax.eval_shape(made.init_state, jax.random.key(0))
 
 
 def _check_grid(space: Sequence[Dimension]) -> None:
@@ -197,7 +209,9 @@ def _write_or_compare(
                 write_json(path, now)
                 return
             before = json.loads(path.read_text(encoding="utf-8"))
-        old, new = _flat(before), _flat(now)
+        # Keys that were not there yet when the sweep began have their defaults.
+        old = flatten(base_config(config.task, config.data.layout)) | _flat(before)
+        new = _flat(now)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); restore it, or sweep anew") from error
     for key in new:

@@ -79,7 +79,7 @@ class Dimension:
         """How many values there are; infinite of a range without steps."""
         if self.choices:
             return len(self.choices)
-        if not self.step or self.log:
+        if not self.step:
             return math.inf
         return math.floor((self.high - self.low) / self.step + 1e-9) + 1
 

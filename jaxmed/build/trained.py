@@ -20,7 +20,7 @@ from jaxmed.build.members import read_members, setting_of_best
 from jaxmed.build.workdir import has_checkpoints
 from jaxmed.data.sources.base import make_example
 from jaxmed.inference.export import expand_arrays
-from jaxmed.inference.predictor import Predictor
+from jaxmed.inference.predictor import Predictor, check_finite
 from jaxmed.inference.standalone.contents import WEIGHTS, Contents, ModelError
 from jaxmed.preprocessing.spatial import convertible
 from jaxmed.training.checkpoints import restore_members, restore_variables
@@ -74,12 +74,17 @@ class TrainedRun:
 
         Args:
             image: (*spatial, channels), as `jaxmed.data.images.read_image` gives it, or (*spatial).
-            spacing: (ndim,) mm a voxel; 1 where unknown.
+            spacing: (ndim,) mm a voxel; needed where the run resamples (data.spacing).
 
         Returns:
             Probabilities (classes,); or a dict of boxes ([low..., high...] in the order of the
             array's axes), scores and labels; or a mask (*spatial).
+
+        Raises:
+            UserError: the image is not of the kind that the run takes, or its spacing is missing.
         """
+        if spacing is None and (trained := tuple(self.experiment.config.data.spacing)):
+            raise UserError(f"give spacing, in mm: the run resamples to {trained}")
         if image.ndim == self.info.ndim and (self.info.ndim == 2 or image.shape[-1] not in (3, 4)):
             image = image[..., None]
         if image.ndim != self.info.ndim + 1:
@@ -90,7 +95,7 @@ class TrainedRun:
         check_image(self, image, "image")
         example = self.experiment.prepare(make_example(image, index=0, spacing=spacing))
         [(example, raw)] = self.predict([example])
-        return self.experiment.task.restore(raw, example)
+        return self.experiment.task.restore(check_finite(raw), example)
 
 
 def load_run(workdir: str | Path, config: ConfigDict | None = None) -> TrainedRun:

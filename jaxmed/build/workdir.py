@@ -85,11 +85,6 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Of a start that failed, as for a mistyped value, nothing is left.
-        with contextlib.suppress(OSError):
-            if [path.name for path in workdir.iterdir()] == [LOCK_FILE]:
-                (workdir / LOCK_FILE).unlink()
-                workdir.rmdir()
         lock.free()
 
 

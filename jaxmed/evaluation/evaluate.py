@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxmed.evaluation.bootstrap import Interval, bootstrap_weights, intervals
+from jaxmed.inference.predictor import check_finite
 from jaxmed.metrics import count_cases, count_groups
 from jaxmed.types import Example, Row, Source, Task, Transform
 
@@ -34,6 +35,9 @@ def predict_cases(
         rows: to predict.
         prepare: preprocessing.
         restore: makes of prediction and preprocessed example what is yielded; else the task does.
+
+    Raises:
+        NotFiniteError: the network gives NaN.
     """
     restore = restore or task.restore
     pending: dict[int, Example] = {}
@@ -45,6 +49,7 @@ def predict_cases(
 
     for example, prediction in predictor(prepared()):
         row = int(example["index"])
+        check_finite(prediction, source.ids[row])
         known = {**pending.pop(row), **task.observe(prediction, example)}
         yield row, known, restore(prediction, example)
 

@@ -14,6 +14,25 @@ from jaxmed.types import Example, NotFiniteError, Region
 Forward = Callable[[dict[str, np.ndarray]], Any]
 
 
+def check_finite(prediction: Any, where: str = "") -> Any:
+    """The prediction of one case, if it is made of numbers.
+
+    Args:
+        prediction: any pytree.
+        where: the case, for the error.
+
+    Raises:
+        NotFiniteError: it holds NaN.
+    """
+    if any(np.isnan(array).any() for array in jax.tree.leaves(prediction)):
+        raise NotFiniteError(
+            f"{where + ': ' if where else ''}the network predicts what is no number (NaN): where "
+            "others fare alike, its training diverged (lower optimizer.learning_rate); where they "
+            "do not, the image holds extreme values"
+        )
+    return prediction
+
+
 class Predictor:
     """Cuts cases into windows, fills batches with windows of several cases, puts results together.
 
@@ -52,7 +71,6 @@ class Predictor:
 
         Raises:
             ValueError: where an image that must be one window has another shape.
-            NotFiniteError: where the network gives NaN.
         """
         waiting: list[_Case] = []
         queue: list[tuple[_Case, Region]] = []
@@ -84,8 +102,8 @@ class Predictor:
             batch = case.regions[start : start + self.batch_size]
             self._run([(case, region) for region in batch])
             while case.finished:
-                yield case.finished.pop(0)
-        yield case.result()[1]
+                yield check_finite(case.finished.pop(0))
+        yield check_finite(case.result()[1])
 
     def _regions(self, shape: Sequence[int]) -> list[Region]:
         if self.blend:
@@ -99,13 +117,6 @@ class Predictor:
         # The last batch is filled up, so that its shape is the others'.
         padding = [(0, self.batch_size - len(queue))] + [(0, 0)] * (images.ndim - 1)
         predictions = jax.device_get(self.forward({"image": np.pad(images, padding)}))
-        for array in jax.tree.leaves(predictions):
-            if np.isnan(array[: len(queue)]).any():
-                raise NotFiniteError(
-                    "the network predicts what is no number (NaN): its weights are too large or "
-                    "damaged, as after a training that diverged; train it with a lower "
-                    "optimizer.learning_rate"
-                )
         for i, (case, region) in enumerate(queue):
             case.add(region, jax.tree.map(lambda x, i=i: x[i], predictions), blend=self.blend)
 

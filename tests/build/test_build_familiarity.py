@@ -1,6 +1,7 @@
 """Images of another kind than those trained on are told, by what the validation part fixed."""
 
 import csv
+import io
 import json
 import weakref
 
@@ -145,6 +146,10 @@ def test_what_is_of_other_weights_or_broken_is_not_used(run, tmp_path, capsys):
         predict_run(run, [str(images)], output=tmp_path / "a")
         assert "of other weights and not used" in capsys.readouterr().out
         assert "distance" not in (tmp_path / "a/predictions.csv").read_text()
+        with np.load(io.BytesIO(kept)) as arrays:
+            np.savez(path, **{name: arrays[name] for name in arrays if name != "windows"})
+        predict_run(run, [str(images)], output=tmp_path / "earlier")
+        assert "of an earlier version and not used" in capsys.readouterr().out
         path.write_bytes(kept[: len(kept) // 2])
         with pytest.raises(UserError, match="make it anew with evaluate.py --split=val"):
             predict_run(run, [str(images)], output=tmp_path / "b")

@@ -74,6 +74,8 @@ def test_only_a_folder_of_predictions_is_written_to_again(tmp_path):
         ("b", exported.claim, ModelError),
     ):
         folder = tmp_path / name / "out"
+        folder.mkdir(parents=True)
+        (folder / ".DS_Store").touch()
         for _ in range(2):
             make(folder, origin)
         (folder / "mask.png").write_bytes(b"predicted")
@@ -84,7 +86,7 @@ def test_only_a_folder_of_predictions_is_written_to_again(tmp_path):
         (folder / "predicted_by.json").unlink()
         with pytest.raises(error, match="holds files that are no predictions"):
             make(folder, origin)
-        assert [path.name for path in folder.iterdir()] == ["mask.png"]
+        assert {path.name for path in folder.iterdir()} == {".DS_Store", "mask.png"}
     assert notes[0] == notes[1]
 
 

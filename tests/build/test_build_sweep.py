@@ -418,6 +418,43 @@ def test_no_settings_are_tried_twice_and_a_finished_space_ends_the_sweep(sweep, 
     assert "all combinations of the space were tried" in capsys.readouterr().out
 
 
+def test_whole_numbers_by_factors_are_as_many_as_there_are(sweep):
+    trials = sweep(text="model.width: {low: 1, high: 4, log: true}", trials=9).trials()
+    assert sorted(trial.params["model.width"] for trial in trials) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+@pytest.mark.parametrize("lost", ["add_trial", "add_trial after"])
+def test_a_worker_lost_while_it_begins_a_trial_leaves_none_or_a_whole_one(
+    tmp_path, space_file, opened, monkeypatch, sampler, lost
+):
+    space = read_space(
+        space_file("model.width: {low: 4, high: 24, step: 4}"), small_config("classification")
+    )
+    study = opened(tmp_path / "study", space, sampler=sampler)
+    study.claim(trials=6)
+    add = study._study.add_trial
+
+    def interrupt(trial):
+        if lost.endswith("after"):
+            add(trial)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study._study, "add_trial", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        study.claim(trials=6)
+    monkeypatch.undo()
+    study.close()
+    other = opened(tmp_path / "study", space, sampler=sampler)
+    while numbers := other.claim(trials=6):
+        for number in numbers:
+            other.finish(number, 0.5)
+        other.release(numbers[0])
+    trials = other.trials()
+    assert {trial.state for trial in trials} == {"finished"}
+    assert sorted(trial.params["model.width"] for trial in trials) == [4, 8, 12, 16, 20, 24]
+
+
 def test_steps_that_are_rounded_are_the_same(tmp_path, space_file, opened):
     space = read_space(
         space_file("model.dropout: {low: 0.1, high: 0.7, step: 0.1}"),
@@ -433,6 +470,7 @@ def test_steps_that_are_rounded_are_the_same(tmp_path, space_file, opened):
     [
         "optimizer.name: [adamw, sdg]",
         "model.name: [resnet18, resnet99]",
+        "model.name: [unet, resnet18]\noptimizer.name: [adamw, sgd]",
         "model.norm: [batch, foo]",
         "data.size: [[32, 32], [32, 32, 32]]",
         "data.normalization: [zscore, z]",
@@ -444,6 +482,12 @@ def test_words_that_are_none_are_told_before_anything_runs(sweep, tmp_path, text
     with pytest.raises(UserError, match=rf"space.yaml: {key}="):
         sweep(text=text)
     assert not (tmp_path / "out").exists()
+
+
+def test_lists_that_belong_together_are_tried_together(sweep):
+    """Of the four two make sense; the others are failures as any."""
+    text = "data.intensity.mean: [[1.0, 1.0, 1.0], [1.0]]\ndata.channels: [1, 3]"
+    assert len(sweep(text=text, sampler="grid", pruner="none", trials=9).trials()) == 4
 
 
 def test_the_order_of_a_space_does_not_matter(space_file):
@@ -518,6 +562,15 @@ def test_a_study_that_is_gone_or_damaged_is_not_begun_anew(sweep, tmp_path, cont
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"study\.db: .*restore it from a copy"):
         sweep(trials=3)
+
+
+def test_a_sweep_goes_on_in_a_version_that_has_more_keys(sweep, tmp_path):
+    sweep(trials=1)
+    path = tmp_path / "out/sweep.json"
+    earlier = json.loads(path.read_text())
+    del earlier["config"]["loss"]["label_smoothing"]
+    path.write_text(json.dumps(earlier))
+    assert len(sweep(trials=2).trials()) == 2
 
 
 @pytest.mark.parametrize("content", ["[]", "null", '{"config": 3}', "{"])

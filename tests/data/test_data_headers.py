@@ -201,6 +201,9 @@ def test_compressed_metaimages_are_known_in_every_spelling(tmp_path, yes, sign):
         read_image(save_meta(tmp_path / "b.mha", *lines, data=bytes(flipped)))
     with pytest.raises(UserError, match="CompressedData is 'yes'"):
         read_image(save_meta(tmp_path / "c.mha", "CompressedData = yes", data=packed))
+    for no in ("False", "No", ""):
+        plain = read_image(save_meta(tmp_path / "d.mha", directions, f"CompressedData = {no}"))
+        assert sorted(plain.array.ravel()) == sorted(VALUES.ravel())
 
 
 def test_names_of_files_are_those_that_itk_takes(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmed.inference.banded_image import BandedImage
-from jaxmed.inference.predictor import Predictor
+from jaxmed.inference.predictor import Predictor, check_finite
 from jaxmed.inference.sliding_window import Blend, extract, importance, window_regions
 from jaxmed.preprocessing.patches import random_patch
 from jaxmed.types import NotFiniteError
@@ -145,15 +145,25 @@ def test_bands_are_the_whole_bit_for_bit(shape, overlap):
     assert sum(part.stop - part.start for part in read) == shape[0], "each row is read once"
 
 
-def test_predictions_that_are_no_numbers_are_refused():
-    """As of weights that diverged; what fills up the last batch is nobody's."""
+def test_predictions_that_are_no_numbers_are_refused_one_by_one():
+    """As of an image with extreme values; what fills up the last batch is nobody's."""
     predictor = Predictor(
         lambda batch: {"p": np.where(batch["image"].sum((1, 2)) > 0, 1.0, np.nan)},
         window=(4, 4),
         batch_size=3,
         blend=False,
     )
-    ones = {"image": np.ones((4, 4, 1), np.float32)}
-    assert len(list(predictor([ones] * 4))) == 4
-    with pytest.raises(NotFiniteError, match="NaN"):
-        list(predictor([ones, {"image": np.zeros((4, 4, 1), np.float32)}]))
+    ones, zeros = ({"image": np.full((4, 4, 1), x, np.float32)} for x in (1, 0))
+    found = [prediction for _, prediction in predictor([ones, zeros, ones, ones])]
+    for place in (0, 2, 3):
+        assert check_finite(found[place]) is found[place]
+    with pytest.raises(NotFiniteError, match=r"^case 1: .*NaN"):
+        check_finite(found[1], "case 1")
+    dense = Predictor(
+        lambda batch: np.where(batch["image"] > 0, 1.0, np.nan),
+        window=(4, 4),
+        batch_size=3,
+        blend=True,
+    )
+    with pytest.raises(NotFiniteError):
+        list(dense.bands(np.zeros((9, 9, 1), np.float32)))

@@ -156,8 +156,8 @@ def _compressed_data(path: Path) -> tuple[Path, int] | None:
     """The file and offset at which gzip or zlib data begin; None where they are not compressed."""
     fields, offset = _fields(path)
     is_packed = fields.get("encoding", "").lower() in ("gzip", "gz")
-    said = fields.get("compresseddata", "False")
-    if said[:1] not in tuple("TtFf10"):  # of which MetaIO takes the first letter
+    said = fields.get("compresseddata", "")
+    if said[:1] not in ("", *"TtFfNn10"):  # of which MetaIO takes the first letter
         raise UserError(f"{path}: CompressedData is {said!r}; expected True or False")
     if not is_packed and said[:1] not in tuple("Tt1"):
         return None

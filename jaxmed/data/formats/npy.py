@@ -108,6 +108,8 @@ def read(path: Path, *, max_voxels: int, indices: bool, region: Region | None = 
             raise UserError(_LONGER.format(path))
     part = np.array(stored[window])
     array, notes = common.as_supported(part.reshape(*part.shape[: len(window)], full[-1]), path)
+    if len(window) == 3:
+        notes += ("states no size of voxels; 1 mm is assumed",)
     return Image(
         array=np.ascontiguousarray(array),
         spacing=np.ones(len(full) - 1, np.float32),

@@ -274,14 +274,16 @@ def glossary(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def number(value: Any) -> str:
-    """Four significant digits at most; a dash where there is no value."""
+    """Four significant digits at most, of larger ones those before the point; a dash for none."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if not isinstance(value, (int, float)):
         return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    if isinstance(value, float) and abs(value) < 1000:
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) < 1e12 else f"{value:.4g}"
 
 
 def score(value: Any) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
+import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -100,7 +102,10 @@ def claim(output: Path, origin: dict[str, Any]) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         note = output / files.ORIGIN_FILE
-        note.write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+        if not note.is_file():  # others may be reading it
+            draft = output / f".{note.name}.{secrets.token_hex(4)}"
+            draft.write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+            os.replace(draft, note)
     except OSError as error:
         raise ModelError(f"{output}: cannot be written ({error}); choose another") from error
 

@@ -9,7 +9,9 @@ import numpy as np
 LEAST = 1e-12
 """Probability from which on logarithms are taken."""
 ROUNDING = 1e-5
-"""Share by which two programs may differ in a probability that both compute in float32."""
+"""Share by which two programs may differ in odds that both compute in float32."""
+SPACING = 1.2e-7
+"""Of the numbers of float32 just below 1."""
 
 
 def decide(
@@ -42,7 +44,9 @@ def reaches(probabilities: Any, threshold: Any) -> Any:
 
     As it is mostly that of a case of the validation part, rounding must not decide on this case.
     """
-    return np.asarray(probabilities, np.float64) >= threshold * (1 - ROUNDING)
+    threshold = np.asarray(threshold, np.float64)
+    slack = ROUNDING * threshold * np.maximum(1 - threshold, 0) + SPACING
+    return np.asarray(probabilities, np.float64) >= threshold - slack
 
 
 def scale(scores: np.ndarray, slope: Any, intercept: Any) -> np.ndarray:

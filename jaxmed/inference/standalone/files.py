@@ -113,7 +113,8 @@ def check_output(output: Path, origin: dict[str, Any]) -> None:
         ModelError: it holds files of another origin.
     """
     note = output / ORIGIN_FILE
-    if not output.is_dir() or not any(output.iterdir()):
+    # What begins with a dot is of the system, or about to become the note.
+    if not output.is_dir() or all(path.name.startswith(".") for path in output.iterdir()):
         return
     if not note.is_file():
         raise ModelError(
@@ -157,7 +158,8 @@ def _read_npy(path: Path) -> File:
     if len(shape) not in (3, 4) or shape[-1] > MAX_CHANNELS:
         raise ModelError(f"{path}: shape {shape}; expected an image or a volume with channels")
     array = _supported(np.array(stored).reshape(shape))
-    return File(path, array, np.ones(len(shape) - 1, np.float32))
+    note = "states no size of voxels; 1 mm is assumed" if len(shape) == 4 else ""
+    return File(path, array, np.ones(len(shape) - 1, np.float32), note=note)
 
 
 def _read_picture(path: Path) -> File:

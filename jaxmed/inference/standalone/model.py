@@ -51,7 +51,7 @@ class Model:
         Args:
             image: (*spatial, channels) or (*spatial): pictures (rows, columns), volumes (x, y, z)
                 in RAS order; uint8, int16 or float32 as in the file.
-            spacing: mm a voxel, one number an axis; 1 where unknown.
+            spacing: mm a voxel, one number an axis; needed where the model resamples.
 
         Returns:
             Probabilities (classes,); or a dict of boxes ([low..., high...] in the order of the
@@ -62,6 +62,8 @@ class Model:
         """
         image = self._checked(np.asarray(image))
         ndim = image.ndim - 1
+        if spacing is None and (trained := self.description["prepare"]["spacing"]):
+            raise ModelError(f"give spacing, in mm: the model resamples to {trained}")
         sides = np.asarray(np.ones(ndim) if spacing is None else spacing, np.float32)
         if sides.shape != (ndim,) or not (sides > 0).all():
             raise ModelError(f"spacing is {spacing}; expected {ndim} positive numbers of mm")
