@@ -132,6 +132,8 @@ def test_what_must_be_resampled_is_refused_and_what_is_broken_is_named(
         predict(run, [path, tmp_path / "b.tif"], tmp_path / "out", monkeypatch, limit=100)
     assert [p.name for p in (tmp_path / "out").glob("*.tif")] == ["a.tif"], "whole or not at all"
     run = random_run("segmentation", **{"data.spacing": (2.0, 2.0)})
+    with pytest.raises(UserError, match="give spacing, in mm: the run resamples to"):
+        run.predict_image(image)
     with pytest.raises(UserError, match="data.spacing 2 x 2"):
         predict(run, [path], tmp_path / "spaced", monkeypatch, limit=100)
 

@@ -332,6 +332,12 @@ def test_npy(tmp_path):
     np.save(tmp_path / "o.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(UserError, match="Python objects"):
         read_image(tmp_path / "o.npy")
+    np.save(tmp_path / "volume.npy", np.zeros((5, 6, 7), np.uint8))
+    assert read_image(tmp_path / "volume.npy").notes == (
+        "states no size of voxels; 1 mm is assumed",
+    )
+    np.save(tmp_path / "picture.npy", np.zeros((5, 6), np.uint8))
+    assert not read_image(tmp_path / "picture.npy").notes
 
 
 def test_npz_holds_one_array_or_one_called_image(tmp_path):

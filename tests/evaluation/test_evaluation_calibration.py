@@ -28,6 +28,7 @@ from jaxmed.evaluation.decisions import (
     score_labels,
 )
 from jaxmed.evaluation.operating_points import choose_score_threshold, choose_threshold, parse_rule
+from jaxmed.inference.standalone.decisions import reaches
 from jaxmed.metrics.classification import expected_calibration_error, summarize_classification
 from jaxmed.types import UserError
 
@@ -348,3 +349,14 @@ def test_shares_of_bins_have_their_intervals_where_they_are_of_cases():
     axis = Figure().subplots()
     draw_bins(axis, "voxels", truth, score, are_cases=False)
     assert len(axis.lines) == 1 and not axis.collections
+
+
+def test_what_reaches_a_threshold_is_told_by_odds():
+    """As two programs differ in these: near 0, in the middle, and where a network is very sure."""
+    for threshold in (1e-4, 0.3, 0.9, 0.9999):
+        odds = threshold / (1 - threshold)
+        for factor, holds in ((1 - 1e-6, True), (1 - 5e-3, False)):
+            near = odds * factor / (1 + odds * factor)
+            assert reaches(near, threshold) == holds, (threshold, factor)
+    assert reaches(threshold, threshold)
+    assert not reaches(1 - 3e-6, 1.0)
