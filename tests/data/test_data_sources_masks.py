@@ -204,7 +204,7 @@ def test_real_pairs(real_data):
     assert {part: len(rows) for part, rows in source.parts.items()} == {"train": 165, "val": 36}
     assert source.info.channels == 3  # RGBA, of which the constant alpha is no channel
     assert source[0]["mask"].max() == 22  # as its manifest says
-    with pytest.raises(UserError, match="set --config.data.masks=instance"):
+    with pytest.raises(UserError, match="--config.data.masks=instance"):
         ImageMaskPairs(real_data / "dsb2018_nuclei")
     source = ImageMaskPairs(real_data / "nrrd")
     assert list(source.ids) == ["brain1", "breast1"]
