@@ -197,10 +197,11 @@ def test_artefact_predicts_files_without_jaxmed(runs, artefact, tmp_path, name):
 @pytest.mark.parametrize("name", [name for name in RUNS if name != "instances"])
 def test_onnx_predicts_the_same(runs, tmp_path, name):
     workdir, source, _ = runs(name)
-    image = source[0]["image"]
+    image, spacing = source[0]["image"], source[0]["spacing"]
     export_run(workdir, output=tmp_path, format="onnx")
-    wanted = load_run(workdir).predict_image(image)
-    difference = export_checks.compare([wanted], [load(tmp_path).predict(image)])
+    wanted = load_run(workdir).predict_image(image, spacing=spacing)
+    found = load(tmp_path).predict(image, spacing=spacing.tolist())
+    difference = export_checks.compare([wanted], [found])
     export_checks.check_equal(difference)
 
 
