@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmed.build.config import differences, flatten, write_json
 from jaxmed.build.trained import TrainedRun, is_of_run
-from jaxmed.build.workdir import FREE
+from jaxmed.build.workdir import is_free
 from jaxmed.evaluation.bootstrap import bootstrap_weights, intervals
 from jaxmed.evaluation.box_decisions import BoxDecisions, score_boxes, thresholds_crosswise
 from jaxmed.evaluation.decisions import (
@@ -59,15 +59,9 @@ def _settings(run: TrainedRun) -> list[str]:
     """What makes predictions other than those of the run's own config, such as mirrored views."""
     changed = differences(flatten(run.run["config"]), flatten(run.experiment.config))
     # As an export is checked in float32, and what a device computes in is chosen by it.
-    free = (
-        *FREE,
-        "plan",
-        "model.dtype",
-        "model.remat",
-        *(f"evaluation.{key}" for key in _OF_DECISIONS),
-    )
+    own = ("plan", "model.dtype", "model.remat", *(f"evaluation.{key}" for key in _OF_DECISIONS))
     keys = [(line.split(":")[0], line) for line in changed]
-    return [line for key, line in keys if key not in free and not key.startswith("sharding.")]
+    return [line for key, line in keys if key not in own and not is_free(key)]
 
 
 def _kind(run: TrainedRun) -> str:

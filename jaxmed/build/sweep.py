@@ -157,8 +157,7 @@ def _try_words(config: ConfigDict, space: Sequence[Dimension], source: Source, w
         if isinstance(value, (int, float)):
             continue
         errors = []
-        for other, of_other in ((key, value), *choices):
-            beside = {} if other == key else {other: of_other}
+        for beside in ({}, *({other: v} for other, v in choices if other != key)):
             try:
                 _build({**beside, key: value}, config, source, where)
                 break

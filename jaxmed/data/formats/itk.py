@@ -84,7 +84,8 @@ def _fields(path: Path) -> tuple[dict[str, str], int]:
                 break
             text = line.decode("latin-1").strip()
             # MetaIO takes either sign; in NRRD := is of free text, and # of a comment.
-            key, sign, value = re.match(r"([^=:]*)([=:]?)(.*)", text, re.S).groups()  # type: ignore[union-attr]
+            key = re.split("[=:]", text, maxsplit=1)[0]
+            sign, value = text[len(key) : len(key) + 1], text[len(key) + 1 :]
             if not is_meta and (sign == "=" or value.startswith("=") or text.startswith("#")):
                 continue
             key, value = key.strip().lower(), value.strip()
