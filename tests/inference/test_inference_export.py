@@ -27,6 +27,7 @@ from jaxmed.inference.export import (
     zip_parts,
 )
 from jaxmed.inference.onnx_writing import write_onnx
+from jaxmed.inference.standalone import __main__ as command
 from jaxmed.inference.standalone import boxes, contents, decisions, files, grids, instances, windows
 from jaxmed.inference.standalone.model import Model
 from jaxmed.inference.standalone.programs import rebuild
@@ -331,6 +332,101 @@ def test_members_of_artefacts_are_checked_before_they_are_read(tmp_path):
     path.write_bytes(zip_parts({"description.json": b'{"version": 99}'}))
     with pytest.raises(contents.ModelError, match="layout 99"):
         contents.Contents(path).description()
+
+
+def test_an_archive_that_lies_of_what_is_packed_is_refused(tmp_path):
+    path = tmp_path / "model.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(contents.WEIGHTS, bytes(2**26))
+        packed = archive.getinfo(contents.WEIGHTS).compress_size
+    content = path.read_bytes()
+    place = content.rindex(packed.to_bytes(4, "little"))  # in the directory at the end
+    path.write_bytes(content[:place] + (2**25).to_bytes(4, "little") + content[place + 4 :])
+    with pytest.raises(contents.ModelError, match="beyond reason"):
+        contents.Contents(path).read(contents.WEIGHTS)
+
+
+def described(task):
+    return {
+        "task": task,
+        "ndim": 2,
+        "class_names": ["background", "lesion"],
+        "multilabel": False,
+        "instances": False,
+        "prepare": RULES
+        | {"size": () if task == "segmentation" else (8, 8), "normalization": "zscore"},
+        "windows": {"size": [8, 8], "overlap": 0.5, "fill": 0.0, "batch": 1},
+        "trained_on": {"channels": 1, "gray_only": True, "dtypes": ["float32"]},
+        "columns": ["file", "prediction"],
+        "decisions": None,
+        "score_threshold": 0.3,
+        "suppression": {"iou_threshold": 0.6, "max_boxes": 5, "candidates": 9},
+    }
+
+
+NOT_NUMBERS = {
+    "classification": {"probabilities": np.full((1, 2), np.nan)},
+    "detection": {"boxes": np.zeros((1, 9, 4)), "scores": np.full((1, 9, 2), np.nan)},
+    "segmentation": {"probabilities": np.full((1, 8, 8, 2), np.nan)},
+}
+
+
+@pytest.mark.parametrize("task", NOT_NUMBERS)
+def test_what_is_no_number_is_no_prediction(task):
+    exported = Model(described(task), lambda _: NOT_NUMBERS[task])
+    with pytest.raises(contents.ModelError, match="no number"):
+        exported.predict(np.zeros((12, 12), np.float32))
+
+
+def images_in(folder, *names):
+    folder.mkdir(parents=True)
+    for name in names:
+        np.save(folder / f"{name}.npy", np.zeros((12, 12), np.float32))
+    return folder
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError])
+def test_what_was_predicted_before_the_end_is_kept(tmp_path, end):
+    calls = []
+
+    def run(_):
+        calls.append(1)
+        if len(calls) == 3:
+            raise end
+        return {"probabilities": np.array([[0.3, 0.7]])}
+
+    output = tmp_path / "out"
+    output.mkdir()
+    named = command.find([str(images_in(tmp_path / "in", *"abc"))], output=output)
+    with pytest.raises(end):
+        command.predict_files(Model(described("classification"), run), named, output)
+    lines = (output / "predictions.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines[1:]] == [["a.npy", "lesion"], ["b.npy", "lesion"]]
+
+
+def test_a_mask_that_cannot_be_written_keeps_no_other_from_it(tmp_path, capsys):
+    images_in(tmp_path / "in" / "x", "a")
+    np.save(tmp_path / "in" / "y.npy", np.zeros((12, 12), np.float32))
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "x").write_text("no folder")
+    half = {"probabilities": np.full((1, 8, 8, 2), 0.5)}
+    exported = Model(described("segmentation"), lambda _: half)
+    named = command.find([str(tmp_path / "in")], output=output)
+    assert command.predict_files(exported, named, output) == 1
+    assert (output / "y.npy").is_file()
+    assert "a.npy: cannot be written" in capsys.readouterr().err
+
+
+def test_an_earlier_table_is_replaced_in_words(tmp_path, capsys):
+    said = {"probabilities": np.array([[0.3, 0.7]])}
+    exported = Model(described("classification"), lambda _: said)
+    output = tmp_path / "out"
+    output.mkdir()
+    named = command.find([str(images_in(tmp_path / "in", "a"))], output=output)
+    for replaced in (False, True):
+        command.predict_files(exported, named, output)
+        assert ("is replaced" in capsys.readouterr().out) == replaced
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
-import os
-import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,10 +45,13 @@ def main(arguments: list[str] | None = None, *, model: str | None = None) -> int
         told = opened.description
         origin = {key: told[key] for key in ("step", "parameters_sha256")}
         claim(output, {"trained_on": told["trained_on"]["name"], **origin})
+        return 2 if predict_files(opened, named, output) else 0
     except ModelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 2 if predict_files(opened, named, output) else 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def find(given: list[str], *, output: Path) -> list[tuple[str, Path]]:
@@ -103,9 +105,7 @@ def claim(output: Path, origin: dict[str, Any]) -> None:
         output.mkdir(parents=True, exist_ok=True)
         note = output / files.ORIGIN_FILE
         if not note.is_file():  # others may be reading it
-            draft = output / f".{note.name}.{secrets.token_hex(4)}"
-            draft.write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
-            os.replace(draft, note)
+            files.replace_text(note, json.dumps(origin, indent=2) + "\n")
     except OSError as error:
         raise ModelError(f"{output}: cannot be written ({error}); choose another") from error
 
@@ -114,37 +114,54 @@ def predict_files(model: Model, named: list[tuple[str, Path]], output: Path) -> 
     """Predict files and write what the task gives; returns how many failed."""
     rows: list[dict[str, str]] = []
     boxes: list[dict[str, Any]] = []
+    task = model.description["task"]
     failed = 0
-    for number, (name, path) in enumerate(named, 1):
-        try:
-            image = files.read(path)
-            if image.note:
-                print(f"note: {name}: {image.note}")
-            found = model.predict(image.array, spacing=image.spacing.tolist())
-            if model.description["task"] == "segmentation":
-                print(f"{name} -> {files.write_mask(output / name, found, image)}")
+    try:
+        for number, (name, path) in enumerate(named, 1):
+            try:
+                image = files.read(path)
+                if image.note:
+                    print(f"note: {name}: {image.note}")
+                found = model.predict(image.array, spacing=image.spacing.tolist())
+                if task == "segmentation":
+                    print(f"{name} -> {files.write_mask(output / name, found, image)}")
+            except (ModelError, MemoryError) as error:
+                told = str(error) or "does not fit the memory"
+                print(f"error: {told if str(path) in told else f'{path}: {told}'}", file=sys.stderr)
+                failed += 1
                 continue
-        except ModelError as error:
-            told = str(error)
-            print(f"error: {told if str(path) in told else f'{path}: {told}'}", file=sys.stderr)
-            failed += 1
-            continue
-        if model.description["task"] == "classification":
-            rows.append({"file": name, **_columns(model, found)})
-            print(f"{name}: {rows[-1]['prediction'] or 'none'} ({found.max():.3f})")
-        else:
-            boxes += _listed(model, found, name, number)
-            sure = int((found["scores"] >= model.description["score_threshold"]).sum())
-            print(f"{name}: {sure} objects")
-    if rows:
-        with (output / "predictions.csv").open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
+            if task == "classification":
+                rows.append({"file": name, **_columns(model, found)})
+                print(f"{name}: {rows[-1]['prediction'] or 'none'} ({found.max():.3f})")
+            if task == "detection":
+                boxes += _listed(model, found, name, number)
+                sure = int((found["scores"] >= model.description["score_threshold"]).sum())
+                print(f"{name}: {sure} objects")
+    finally:
+        # Whatever goes wrong must not lose what was predicted before it.
+        if rows:
+            text = io.StringIO(newline="")
+            writer = csv.DictWriter(text, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-    if model.description["task"] == "detection":
-        text = json.dumps(boxes, indent=1)
-        (output / "detections.json").write_text(text + "\n", encoding="utf-8")
+            _write(output / "predictions.csv", text.getvalue())
+        if task == "detection":
+            _write(output / "detections.json", json.dumps(boxes, indent=1) + "\n")
     return failed
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a table, whole or not at all.
+
+    Raises:
+        ModelError: it cannot be written.
+    """
+    if path.exists():
+        print(f"note: {path} of an earlier prediction is replaced")
+    try:
+        files.replace_text(path, text)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be written ({error.strerror}); make room") from error
 
 
 def _columns(model: Model, probabilities: np.ndarray) -> dict[str, str]:

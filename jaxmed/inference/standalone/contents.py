@@ -62,8 +62,10 @@ class Contents:
                 with zipfile.ZipFile(self.path) as archive:
                     told = archive.getinfo(name)
                     size = told.file_size
-                    # Ours shrink to a tenth; a small file must not fill the memory.
-                    if most >= size > MOST_INFLATED * told.compress_size + 2**20:
+                    # Ours shrink to a tenth; a small file must not fill the memory. What the
+                    # archive says of its parts may be a lie.
+                    packed = min(told.compress_size, self.path.stat().st_size)
+                    if most >= size > MOST_INFLATED * packed + 2**20:
                         raise ValueError("it inflates beyond reason")
                     # The checksum of what is read is compared by the library.
                     content = archive.read(name) if size <= most else b""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -77,26 +79,36 @@ def write_mask(path: Path, mask: np.ndarray, like: File) -> Path:
     """Write a mask (*spatial) in the format and geometry of its image; pictures become PNG.
 
     Raises:
-        ModelError: it would replace the image.
+        ModelError: it would replace the image, or cannot be written.
     """
     suffix = suffix_of(like.path)
     ending = ".png" if suffix in PICTURES else suffix
     path = path.with_name(path.name[: len(path.name) - len(suffix)] + ending)
     if path.exists() and path.samefile(like.path):
         raise ModelError(f"{path}: is the image itself; write to another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
     top = int(mask.max(initial=0))
     stored = mask.astype(np.uint8 if top < 2**8 else np.uint16 if top < 2**16 else np.uint32)
-    if ending == ".npy":
-        with path.open("wb") as stream:
-            np.save(stream, stored, allow_pickle=False)
-    elif ending == ".png":
-        import imageio.v3
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if ending == ".npy":
+            with path.open("wb") as stream:
+                np.save(stream, stored, allow_pickle=False)
+        elif ending == ".png":
+            import imageio.v3
 
-        imageio.v3.imwrite(path, stored, extension=".png")
-    else:
-        _write_nifti(path, stored, like)
+            imageio.v3.imwrite(path, stored, extension=".png")
+        else:
+            _write_nifti(path, stored, like)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be written ({error}); make room there") from error
     return path
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file in one go, so that nobody reads half of it."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    draft.write_text(text, encoding="utf-8", newline="")
+    os.replace(draft, path)
 
 
 def check_output(output: Path, origin: dict[str, Any]) -> None:

@@ -58,7 +58,8 @@ class Model:
             array's axes), scores and labels; or a mask (*spatial) int32.
 
         Raises:
-            ModelError: the image is not of the kind that the model takes.
+            ModelError: the image is not of the kind that the model takes, or the network predicts
+                what is no number.
         """
         image = self._checked(np.asarray(image))
         ndim = image.ndim - 1
@@ -75,6 +76,7 @@ class Model:
         if task == "segmentation":
             return self._mask(prepared)
         found = {name: x[0] for name, x in self.run(_float(prepared.image)[None]).items()}
+        _check_finite(*found.values())
         return found["probabilities"] if task == "classification" else self._boxes(found, prepared)
 
     def decide(self, probabilities: np.ndarray) -> dict[str, Any]:
@@ -96,6 +98,7 @@ class Model:
             fill=rules["fill"],
             batch_size=rules["batch"],
         )
+        _check_finite(probabilities)
         if self.description["instances"]:
             smallest = self.description["smallest"]
             numbers = separate_instances(probabilities, smallest=smallest)
@@ -145,6 +148,14 @@ class Model:
                     f"{', '.join(rules['dtypes'])} and scales by that set's mean: convert it"
                 )
         return image
+
+
+def _check_finite(*arrays: np.ndarray) -> None:
+    if any(np.isnan(array).any() for array in arrays):
+        raise ModelError(
+            "the network predicts what is no number (NaN): the image holds extreme values, or, "
+            "where all images fare alike, its training diverged"
+        )
 
 
 def _float(image: np.ndarray) -> np.ndarray:
