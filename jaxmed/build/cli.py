@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
@@ -14,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxmed.build import launch
-from jaxmed.build.config import base_config, config_of_run, flatten, read_run
+from jaxmed.build.config import base_config, config_of_run, flatten, nearest, read_run
 from jaxmed.training.faults import disk_fault, memory_fault
 from jaxmed.types import UserError
 
@@ -213,11 +212,8 @@ def _explain(error: Exception, arguments: Sequence[str]) -> str:
 
 def _meant(name: str, names: Sequence[str], *, prefix: str = "") -> str:
     """The flag that was probably meant, in words."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
-    # Where the section is wrong or missing, the last word says most.
-    near += [n for n in names if n.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    near += difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean --{prefix}{near[0]}?" if near else "; see --help"
+    near = nearest(name, names)
+    return f"; did you mean --{prefix}{near}?" if near else "; see --help"
 
 
 class _Unread:

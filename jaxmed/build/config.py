@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,15 @@ def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[st
         else:
             flat[prefix + key] = _to_tuple(value)
     return flat
+
+
+def nearest(key: str, keys: Sequence[str]) -> str:
+    """The key that was probably meant by one that is not there; "" where none is near."""
+    # Where the section is wrong or missing, the last word says most.
+    last = key.rsplit(".", 1)[-1]
+    alike = [known for known in keys if known.rsplit(".", 1)[-1] == last]
+    near = difflib.get_close_matches(key, alike or keys, n=1, cutoff=0.0 if alike else 0.6)
+    return near[0] if near else ""
 
 
 def _to_tuple(value: Any) -> Any:

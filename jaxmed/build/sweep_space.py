@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ import yaml
 from ml_collections import ConfigDict
 
 from jaxmed.build.checks import check_numbers, useless_keys
-from jaxmed.build.config import flatten, update
+from jaxmed.build.config import flatten, nearest, update
 from jaxmed.build.members import SWITCHES, VARIABLE
 from jaxmed.build.workdir import is_free
 from jaxmed.types import UserError
@@ -128,7 +127,9 @@ def read_space(path: str | Path, config: ConfigDict) -> tuple[Dimension, ...]:
     for key, given in content.items():
         where = f"--space={path}"
         if key not in known:
-            raise UserError(f"{where}: no such key {key!r}{_meant(str(key), list(known))}")
+            near = nearest(str(key), list(known))
+            meant = f"did you mean {near}?" if near else "train.py --dry_run lists the keys"
+            raise UserError(f"{where}: no such key {key!r}; {meant}")
         _check_key(where, key, known)
         dimensions.append(_dimension(where, key, given, type(known[key])))
     _try_values(str(path), config, dimensions)
@@ -175,14 +176,6 @@ def mixed_switch(space: Sequence[Dimension]) -> str | None:
 def settings_of(space: Sequence[Dimension], params: Mapping[str, Any]) -> dict[str, Any]:
     """What a trial's parameters set in the config."""
     return {dimension.key: dimension.value(params[dimension.key]) for dimension in space}
-
-
-def _meant(key: str, keys: Sequence[str]) -> str:
-    last = key.rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
-    near += [known for known in keys if known.rsplit(".", 1)[-1] == last]
-    near += difflib.get_close_matches(key, keys, n=1)
-    return f"; did you mean {near[0]}?" if near else "; train.py --dry_run lists the keys"
 
 
 def _check_key(where: str, key: str, known: Mapping[str, Any]) -> None:
