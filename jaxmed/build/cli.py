@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, NoReturn, TextIO, cast
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -79,11 +80,12 @@ def run(
 
     `required` flags must be given, and one at least of `one_of`. Mistakes of the user end with what
     is wrong on standard error, a line a problem, and exit code 2; a traceback is for bugs, or for
-    `--debug`. Ctrl-C outside training ends with 130.
+    `--debug`. Ctrl-C or SIGTERM outside training ends with 130, once what is done is written.
     """
     launch.use_huge_pages()
     sys.stdout = cast(TextIO, _Unread(sys.stdout))
     debug = "--debug" in sys.argv
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         positional = _parse(required, one_of)
         launch.keep_compiled()
@@ -96,9 +98,7 @@ def run(
     except KeyboardInterrupt:
         if debug:
             raise
-        print("stopped", file=sys.stderr)
-        # The interpreter's own exit would wait for reader threads.
-        os._exit(130)
+        _leave("stopped", 130)
     except Exception as error:
         fault = None if debug else explain_fault(error)
         if fault is None:
@@ -246,8 +246,12 @@ class _Unread:
 
 def _fail(message: str) -> None:
     lines = (" ".join(line.split()) for line in message.splitlines())
-    print("error: " + "\n    ".join(lines), file=sys.stderr)
+    _leave("error: " + "\n    ".join(lines), 2)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
     sys.stderr.flush()
     sys.stdout.flush()
-    # Reader threads of the data loader must not keep a failed program alive.
-    os._exit(2)
+    # Reader threads of the data loader must not keep an ended program alive.
+    os._exit(code)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -284,3 +285,25 @@ def test_work_goes_on_where_nobody_reads_what_it_says(tmp_path):
     process.stderr.close()
     assert process.wait(timeout=300) == 0, errors
     assert "Broken" not in errors and (tmp_path / "plan.json").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_script_once_what_is_done_is_written(tmp_path, number):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, pathlib\n"
+        "from jaxmed.build import cli\n"
+        "def main(positional):\n"
+        "    print('begun')\n"
+        "    try:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "        print('went on')\n"
+        "    finally:\n"
+        "        pathlib.Path('table.csv').write_text('rows')\n"
+        "cli.run(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "begun\n", "stopped\n")
+    assert (tmp_path / "table.csv").read_text() == "rows"
