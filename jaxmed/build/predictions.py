@@ -25,7 +25,7 @@ from jaxmed.data.sources.findings import first_of, some
 from jaxmed.evaluation.box_decisions import BoxDecisions
 from jaxmed.evaluation.decisions import ClassDecisions, LabelDecisions
 from jaxmed.evaluation.pictures import draw_overlay
-from jaxmed.inference.predictor import check_finite
+from jaxmed.inference.predictor import Pace, check_finite
 from jaxmed.inference.uncertainty import split_uncertainty
 from jaxmed.inference.writers import BoxWriter, FileTable, MaskWriter, ProbabilityWriter
 from jaxmed.training.processes import gather_json, share_of
@@ -88,6 +88,8 @@ def predict_run(
             "evaluate.py --split=val finds out"
         )
     predict = run.predict_with(run.chosen, uncertain=True) if uncertainty else run.predict
+    # Large pictures are always predicted by the run's own.
+    predict.watch = run.predict.watch = Pace()
     output = Path(output)
     if run.info.task == "segmentation":
         check_apart(files, output)

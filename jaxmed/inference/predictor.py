@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -33,6 +35,34 @@ def check_finite(prediction: Any, where: str = "") -> Any:
     return prediction
 
 
+class Pace:
+    """Says every half a minute how far a case is that takes long.
+
+    Args:
+        clock: seconds.
+    """
+
+    EVERY = 30.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._done = math.inf  # what comes first is another case
+        self._begun, self._told = (0, 0.0), 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Note that so many windows of a case are done, of as many as it has."""
+        now = self._clock()
+        if done <= self._done:  # another case
+            self._begun, self._told = (done, now), now
+        self._done = done
+        if done >= total or now - self._told < self.EVERY:
+            return
+        self._told = now
+        before, since = self._begun
+        left = (total - done) * (now - since) / (done - before)
+        print(f"  {done} of {total} windows, about {math.ceil(left / 60)} min to go", flush=True)
+
+
 class Predictor:
     """Cuts cases into windows, fills batches with windows of several cases, puts results together.
 
@@ -47,6 +77,10 @@ class Predictor:
         blend: whether predictions are dense and to be blended over windows.
         overlap: share of a window that neighbours have in common.
         fill: what a window sees beyond the image.
+
+    Attributes:
+        watch: called after each batch with how many windows of the last case in it are done, and
+            how many it has.
     """
 
     def __init__(
@@ -65,6 +99,7 @@ class Predictor:
         self.blend = blend
         self.overlap = overlap
         self.fill = fill
+        self.watch: Callable[[int, int], None] = lambda done, total: None
 
     def __call__(self, examples: Iterable[Example]) -> Iterator[tuple[Example, Any]]:
         """Yield each preprocessed example with its prediction on the same grid, in order.
@@ -119,6 +154,8 @@ class Predictor:
         predictions = jax.device_get(self.forward({"image": np.pad(images, padding)}))
         for i, (case, region) in enumerate(queue):
             case.add(region, jax.tree.map(lambda x, i=i: x[i], predictions), blend=self.blend)
+        last = queue[-1][0]
+        self.watch(len(last.regions) - last.missing, len(last.regions))
 
 
 class _Case:
@@ -135,16 +172,16 @@ class _Case:
         self.finished: list[np.ndarray] = []
         self._rows = rows
         self.regions = regions
-        self._missing = len(regions)
+        self.missing = len(regions)
         self._blend: Blend | None = None
         self._whole: Any = None
 
     @property
     def done(self) -> bool:
-        return self._missing == 0
+        return self.missing == 0
 
     def add(self, region: Region, prediction: Any, *, blend: bool) -> None:
-        self._missing -= 1
+        self.missing -= 1
         if not blend:
             self._whole = prediction
             return

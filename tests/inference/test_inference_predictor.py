@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmed.inference.banded_image import BandedImage
-from jaxmed.inference.predictor import Predictor, check_finite
+from jaxmed.inference.predictor import Pace, Predictor, check_finite
 from jaxmed.inference.sliding_window import Blend, extract, importance, window_regions
 from jaxmed.preprocessing.patches import random_patch
 from jaxmed.types import NotFiniteError
@@ -90,6 +90,22 @@ def test_cases_are_given_out_as_soon_as_they_are_done():
     predictor = Predictor(lambda b: b["image"], window=(6, 6), batch_size=2, blend=True)
     next(predictor(stream()))
     assert len(taken) == 2, "memory holds a batch, not the whole set"
+
+
+def test_a_case_that_takes_long_is_told_of_now_and_then(capsys):
+    now = [0.0]
+
+    def forward(batch):
+        now[0] += 20.0
+        return batch["image"]
+
+    predictor = Predictor(forward, window=(4, 4), batch_size=1, blend=True, overlap=0)
+    predictor.watch = Pace(clock=lambda: now[0])
+    list(predictor([example(0, (4, 20)), example(1, (4, 4)), example(2, (4, 16))]))
+    assert capsys.readouterr().out.splitlines() == [
+        "  3 of 5 windows, about 1 min to go",
+        "  3 of 4 windows, about 1 min to go",
+    ]
 
 
 def test_padding_beyond_the_image_is_the_fill_value():
