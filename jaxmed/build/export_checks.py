@@ -12,6 +12,7 @@ import scipy.optimize
 
 from jaxmed.build import datasets
 from jaxmed.build.ensembles import make_groups, predict_groups
+from jaxmed.build.members import rows_of
 from jaxmed.build.trained import TrainedRun
 from jaxmed.build.workdir import read_split
 from jaxmed.data.sources.base import make_example
@@ -52,8 +53,7 @@ def find_cases(workdir: Path, run: TrainedRun, *, most: int | None) -> Cases:
     except UserError as error:
         print(f"note: checked on made-up images, for the run's data cannot be read: {error}")
         return Cases(None, ())
-    rows = split["val"] if "val" in split else [r for rows in split.values() for r in rows]
-    return Cases(source, rows[:most])
+    return Cases(source, rows_of(split, "val")[:most])
 
 
 def read_cases(cases: Cases, run: TrainedRun) -> Iterator[Example]:

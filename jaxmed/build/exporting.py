@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.build.config import config_of_run, read_run
@@ -27,7 +29,7 @@ from jaxmed.build.export_checks import (
     score_cost,
 )
 from jaxmed.build.exported_parts import describe, onnx_parts, program_parts, weight_parts
-from jaxmed.build.trained import TrainedRun, load_run, take_members
+from jaxmed.build.trained import TrainedRun, load_run, parameters_sha256, take_members
 from jaxmed.build.workdir import make_folder
 from jaxmed.evaluation.decisions import ClassDecisions, LabelDecisions
 from jaxmed.inference import standalone
@@ -91,11 +93,18 @@ def export_run(
 
 
 def _check_place(output: Path, format: str) -> None:
-    """Refuse to write among the files of a run, or of an export of another kind."""
+    """Refuse to write among the files of a run, of others, or of an export of another kind."""
     if (output / "checkpoints").exists():
         raise UserError(f"--output={output}: is the workdir of a run; choose another folder")
     path = output / DESCRIPTION
-    if format == "stablehlo" or not path.is_file():
+    if format == "stablehlo" or not output.is_dir():
+        return
+    if not path.is_file():
+        if any(not path.name.startswith(".") for path in output.iterdir()):
+            raise UserError(
+                f"--output={output}: holds files that are no export (there is no {DESCRIPTION}), "
+                "which might be replaced; choose another folder"
+            )
         return
     try:
         there = json.loads(path.read_text(encoding="utf-8"))["format"]
@@ -124,6 +133,8 @@ def _write_checked(
     format, dtype = description["format"], description["dtype"]
     chosen = run.variables if not run.chosen else take_members(run.variables, run.chosen)
     arrays = reduce_arrays(name_arrays(chosen), dtype, ensemble=len(run.chosen) > 1)
+    rounded = jax.tree.map(np.asarray, expand_arrays(arrays))
+    description["parameters_sha256"] = parameters_sha256(rounded["params"])
     compared: Compare = compare
     if format == "safetensors":
         parts = weight_parts(workdir, run, dtype, description)

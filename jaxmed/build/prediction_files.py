@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmed.build.config import write_json
-from jaxmed.build.workdir import make_folder
 from jaxmed.data.images import image_stem, list_images
+from jaxmed.inference.standalone import files
 from jaxmed.inference.standalone.contents import ModelError
-from jaxmed.inference.standalone.files import ORIGIN_FILE, check_output
 from jaxmed.training.processes import is_first, wait_for_all
 from jaxmed.types import UserError
 
@@ -60,34 +58,29 @@ def find_inputs(inputs: Sequence[str], *, output: Path | None = None) -> list[tu
 
 
 def claim(output: Path, origin: dict[str, Any]) -> None:
-    """Make the folder of the predictions, and note in it whose they are.
-
-    Only a folder with that note is written to again: masks and pictures have the names of their
-    images, as annotations beside them may have.
+    """Make the folder of the predictions, and note in it whose they are; see `files.claim`.
 
     Raises:
         UserError: it holds files of another origin, or predictions by other weights, or cannot be
             written.
     """
     try:
-        check_output(output, origin)
+        files.check_output(output, origin)
+        wait_for_all("output: looked at")
+        if is_first():
+            files.claim(output, origin)
+        wait_for_all("output: made")
     except ModelError as error:
         raise UserError(str(error)) from error
-    wait_for_all("output: looked at")
-    if is_first():
-        make_folder(output)
-        if not (output / ORIGIN_FILE).is_file():  # others may be reading it
-            write_json(output / ORIGIN_FILE, origin)
-    wait_for_all("output: made")
 
 
-def check_apart(files: Sequence[tuple[str, Path]], output: Path) -> None:
+def check_apart(named: Sequence[tuple[str, Path]], output: Path) -> None:
     """Make sure that no mask, which has the name of its image, is written among images.
 
     Raises:
         UserError: one would be.
     """
-    for name, path in files:
+    for name, path in named:
         folder = path if path.is_dir() else path.parent  # of a DICOM series the slices' own
         if (output / name).parent.resolve() == folder.resolve():
             raise UserError(

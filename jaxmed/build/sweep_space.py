@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,16 @@ class Dimension:
             return len(self.choices)
         if not self.step:
             return math.inf
-        return math.floor((self.high - self.low) / self.step + 1e-9) + 1
+        low, high, step = (Decimal(str(x)) for x in (self.low, self.high, self.step))
+        return int((high - low) // step) + 1
 
     def grid(self) -> list[Any]:
         """All values, as `names` has them, where `count` is finite."""
         if self.choices:
             return self.names
-        return [self.low + i * self.step for i in range(int(self.count))]
+        # As they are written, so that no rounding leads beyond the range.
+        low, step, kind = Decimal(str(self.low)), Decimal(str(self.step)), type(self.low)
+        return [kind(low + i * step) for i in range(int(self.count))]
 
     def told(self) -> str:
         """In words."""
@@ -244,23 +248,32 @@ def _typed(where: str, key: str, value: Any, kind: type) -> Any:
 
 def _try_values(path: str, config: ConfigDict, space: Sequence[Dimension]) -> None:
     """Set each choice and each end of a range, and check the config it makes."""
-    helps, known = set(), flatten(config)
+    where = f"--space={path}"
     for dimension in space:
-        for value in dimension.choices or (dimension.low, dimension.high):
+        for value in _tried(dimension):
             tried = config.copy_and_resolve_references()
-            update(tried, {dimension.key: value}, where=f"--space={path}")
+            update(tried, {dimension.key: value}, where=where)
             try:
                 check_numbers(tried)
             except UserError as error:
-                raise UserError(f"--space={path}: {error}") from None
-            # A key may matter only beside the values of another one.
-            for other in space:
-                for of_other in other.choices or (other.low, other.high):
-                    beside = {dimension.key: value, other.key: of_other}
-                    update(tried, beside, where=f"--space={path}")
-                    if dimension.key not in useless_keys(tried):
-                        helps.add(dimension.key)
-                update(tried, {other.key: known[other.key]}, where=f"--space={path}")
-    for dimension in space:
-        if dimension.key not in helps:
-            raise UserError(f"--space={path}: {dimension.key} has no effect here; leave it out")
+                raise UserError(f"{where}: {error}") from None
+        if not _helps(dimension, space, config, where=where):
+            raise UserError(f"{where}: {dimension.key} has no effect here; leave it out")
+
+
+def _helps(
+    dimension: Dimension, space: Sequence[Dimension], config: ConfigDict, *, where: str
+) -> bool:
+    """Whether a key matters, perhaps only beside the values of another one."""
+    for value in _tried(dimension):
+        for other in space:
+            tried = config.copy_and_resolve_references()
+            for of_other in _tried(other):
+                update(tried, {other.key: of_other, dimension.key: value}, where=where)
+                if dimension.key not in useless_keys(tried):
+                    return True
+    return False
+
+
+def _tried(dimension: Dimension) -> tuple[Any, ...]:
+    return dimension.choices or (dimension.low, dimension.high)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxmed.data.burnt_in import CHARACTERS
 from jaxmed.data.looks import BROKEN, OTHER_CHANNELS, Look, look_at, pack, unpack
 from jaxmed.data.quality import THREADS
+from jaxmed.data.sources.base import read_noted
 from jaxmed.data.sources.findings import some
 from jaxmed.data.splits import PARTS
 from jaxmed.types import ChannelsError, UserError, count_of
@@ -121,9 +122,7 @@ def _looker(source: Any, unchanged: Mapping[int, Any]) -> Callable[[int], Look]:
         if row in unchanged:
             return unpack(unchanged[row])
         try:
-            if not hasattr(source, "read_noted"):
-                return look_at(source[row])
-            example, notes = source.read_noted(row)
+            example, notes = read_noted(source, row)
             return dataclasses.replace(look_at(example), notes=notes)
         except ChannelsError as error:
             return Look(problem=str(error), kind=OTHER_CHANNELS)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxmed.data.formats.common import UNSIZED
+from jaxmed.data.sources.base import read_noted
 from jaxmed.preprocessing.spatial import convert_channels
 from jaxmed.types import Source, UserError
 
@@ -27,17 +29,19 @@ def take_fingerprint(
 
     Returns:
         plain numbers and lists, ready for JSON: `cases`, `opened`, `shapes` (one an opened image),
-        `spacing` (median), `dtypes`, `mean`, `std`, `low`, `high` (each channel: 0.5 and 99.5
-        percentile), `class_counts` (boxes or voxels a class, or images of the whole part),
-        `max_boxes` and `box_sizes` (5, 50 and 95 percentile of the longest side).
+        `spacing` (median), `unsized` (how many of the opened do not state theirs), `dtypes`,
+        `mean`, `std`, `low`, `high` (each channel: 0.5 and 99.5 percentile), `class_counts` (boxes
+        or voxels a class, or images of the whole part), `max_boxes` and `box_sizes` (5, 50 and 95
+        percentile of the longest side).
     """
     rng = np.random.default_rng(0)
     chosen = _spread(rows, limit)
-    shapes, spacings, dtypes, voxels = [], [], set(), []
+    shapes, spacings, dtypes, voxels, unsized = [], [], set(), [], 0
     counts = np.zeros(len(source.info.class_names), np.int64)
     boxes, box_sides = [0], []
     for row in chosen:
-        example = source[row]
+        example, notes = read_noted(source, row)
+        unsized += UNSIZED in notes
         if channels:
             example = convert_channels(example, channels=channels)
         image = example["image"]
@@ -62,6 +66,7 @@ def take_fingerprint(
         "opened": len(chosen),
         "shapes": shapes,
         "spacing": np.median(spacings, axis=0).tolist(),
+        "unsized": unsized,
         "dtypes": sorted(dtypes),
         **_intensity(np.concatenate(voxels)),
         "class_counts": counts.tolist(),

@@ -189,8 +189,9 @@ def _segmentation(
     settings: dict[str, Any] = {}
     shapes = np.asarray(fingerprint["shapes"], float)
     spacing = np.asarray(fingerprint["spacing"])
-    # Also where all have the same: volumes that are predicted may have another.
-    if info.ndim == 3:
+    # Also where all have the same: volumes that are predicted may have another. What is only
+    # assumed is nothing to resample to.
+    if info.ndim == 3 and not fingerprint["unsized"]:
         settings["data.spacing"] = tuple(float(s) for s in spacing)
     target = np.asarray(given.get("data.spacing") or spacing)
     median = np.median(shapes, axis=0) * spacing / target

@@ -109,7 +109,8 @@ class Detection:
 
         Returns:
             boxes (batch, max_detections, 2 * ndim), scores and labels (batch, max_detections);
-            label -1 is padding.
+            label -1 is padding. All scores of an image of which the network says what is no
+            number are NaN.
         """
         found = self.decode(outputs, batch)
 
@@ -117,6 +118,8 @@ class Detection:
             # Every class of every cell is a candidate; suppression needs only the best few.
             flat = classes.reshape(-1)
             scores, index = jax.lax.top_k(flat, min(self.candidates, flat.shape[0]))
+            # Suppression leaves NaN out, and no boxes would look as if nothing were there.
+            broken = jnp.isnan(flat).any() | jnp.isnan(boxes).any()
             labels = (index % classes.shape[-1]).astype(jnp.int32)
             candidates = boxes[index // classes.shape[-1]]
             rows, kept = nms(
@@ -128,7 +131,7 @@ class Detection:
             )
             return {
                 "boxes": jnp.where(kept[:, None], candidates[rows], 0),
-                "scores": jnp.where(kept, scores[rows], 0),
+                "scores": jnp.where(broken, jnp.nan, jnp.where(kept, scores[rows], 0)),
                 "labels": jnp.where(kept, labels[rows], -1),
             }
 
@@ -145,6 +148,8 @@ class Detection:
                 iou_threshold=self.iou_threshold,
                 max_boxes=self.max_detections,
             )
+            broken = jnp.isnan(found["scores"]).any()
+            scores = jnp.where(broken, jnp.nan, scores)
             return {"boxes": boxes, "scores": scores, "labels": labels}
 
         return jax.vmap(one, in_axes=1)(predictions)

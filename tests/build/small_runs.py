@@ -112,7 +112,7 @@ def untrained_run(workdir, task, **settings):
     workdir.mkdir(parents=True)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         checkpoints.save(state, wait=True)
-    config, found = experiment.config, look_at(source, split["train"])
+    config, found = experiment.config, look_at(source, rows_of(split, "train"))
     run = describe_run(config, source, split, {}, found, [], experiment.members)
     write_json(workdir / "config.json", run)
     ids = {part: [source.ids[row] for row in rows] for part, rows in split.items()}

@@ -268,11 +268,28 @@ def test_fewer_bits_are_smaller_and_say_what_they_cost(runs, artefact, tmp_path,
     path = export_run(workdir, output=tmp_path, dtype=dtype)
     with zipfile.ZipFile(path) as archive:
         small = archive.getinfo("weights.safetensors").file_size
-        checked = json.loads(archive.read("description.json"))["checked"]
-    with zipfile.ZipFile(artefact("segmentation")[0]) as archive:
+        description = json.loads(archive.read("description.json"))
+    checked = description["checked"]
+    whole, known = artefact("segmentation")
+    assert known["parameters_sha256"] == load_run(workdir).sha256
+    # Of the weights that predict, as those exported by themselves have.
+    folder = export_run(workdir, output=tmp_path / "a", dtype=dtype, format="safetensors")
+    assert description["parameters_sha256"] == load_run(folder).sha256 != load_run(workdir).sha256
+    with zipfile.ZipFile(whole) as archive:
         assert small < archive.getinfo("weights.safetensors").file_size
     assert {"before", "after"} == checked["cost"]["dice"].keys()
     assert f"by {dtype}" in capsys.readouterr().out
+
+
+def test_what_fewer_bits_cost_is_measured_without_the_test_part(tmp_path):
+    workdir = tmp_path / "run"
+    _, source, _ = untrained_run(workdir, "classification", **{"training.folds": 2})
+    ids = json.loads((workdir / "split.json").read_text())
+    ids["test"] = [ids["fold0"].pop(0)]
+    write_json(workdir / "split.json", ids)
+    cases = export_checks.find_cases(workdir, load_run(workdir), most=None)
+    wanted = {*ids["fold0"], *ids["fold1"]}
+    assert {source.ids[row] for row in cases.rows} == wanted and not wanted & {*ids["test"]}
 
 
 def test_a_network_sees_images_of_other_sizes(runs, artefact):
@@ -443,8 +460,13 @@ def test_nothing_of_a_run_or_another_export_is_written_over(runs, tmp_path):
     (tmp_path / "description.json").write_text('{"format": "onnx"}')
     with pytest.raises(UserError, match="holds an export of onnx"):
         export_run(workdir, output=tmp_path, format="safetensors")
-    (tmp_path / "description.json").unlink()
-    export_run(workdir, output=tmp_path, format="safetensors")
+    (tmp_path / "description.json").rename(tmp_path / "weights.safetensors")
+    for format in ("onnx", "safetensors"):
+        with pytest.raises(UserError, match="holds files that are no export"):
+            export_run(workdir, output=tmp_path, format=format)
+    (tmp_path / "weights.safetensors").unlink()
+    for _ in range(2):
+        export_run(workdir, output=tmp_path, format="safetensors")
     with pytest.raises(ModelError, match="holds weights alone"):
         load(tmp_path)
 

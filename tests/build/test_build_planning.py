@@ -364,6 +364,21 @@ def test_volumes_are_resampled_even_where_all_training_ones_are_alike():
     source = datasets.make_source(config)
     found, settings, fingerprint = resolving.resolve(config, source, range(3))
     assert settings["data.spacing"] == tuple(fingerprint["spacing"]) == tuple(found.data.spacing)
+    assert fingerprint["unsized"] == 0
     pictures = small_config("segmentation")
     _, settings, _ = resolving.resolve(pictures, datasets.make_source(pictures), range(3))
     assert "data.spacing" not in settings
+
+
+def test_volumes_whose_files_state_no_size_are_not_resampled(tmp_path):
+    """To the one millimetre that is only assumed."""
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    volume = np.random.default_rng(0).normal(size=(16, 16, 16)).astype(np.float32)
+    for name in "abc":
+        np.save(tmp_path / f"images/{name}.npy", volume)
+        np.save(tmp_path / f"masks/{name}.npy", (volume > 1).astype(np.uint8))
+    config = small_config("segmentation", "pairs", **{"data.path": str(tmp_path)})
+    found, settings, fingerprint = resolving.resolve(config, datasets.make_source(config), range(3))
+    assert fingerprint["unsized"] == 3
+    assert "data.spacing" not in settings and found.data.spacing == ()

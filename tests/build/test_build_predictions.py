@@ -10,6 +10,7 @@ from jaxmed.build import predictions
 from jaxmed.build.prediction_files import check_apart, claim, find_inputs
 from jaxmed.build.trained import TrainedRun
 from jaxmed.inference.standalone import __main__ as exported
+from jaxmed.inference.standalone import files as exported_files
 from jaxmed.inference.standalone.contents import ModelError
 from jaxmed.types import UserError
 
@@ -71,7 +72,7 @@ def test_only_a_folder_of_predictions_is_written_to_again(tmp_path):
     notes = []
     for name, make, error in (
         ("a", claim, UserError),
-        ("b", exported.claim, ModelError),
+        ("b", exported_files.claim, ModelError),
     ):
         folder = tmp_path / name / "out"
         folder.mkdir(parents=True)

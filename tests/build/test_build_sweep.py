@@ -456,14 +456,24 @@ def test_a_worker_lost_while_it_begins_a_trial_leaves_none_or_a_whole_one(
     assert sorted(trial.params["model.width"] for trial in trials) == [4, 8, 12, 16, 20, 24]
 
 
-def test_steps_that_are_rounded_are_the_same(tmp_path, space_file, opened):
-    space = read_space(
-        space_file("model.dropout: {low: 0.1, high: 0.7, step: 0.1}"),
-        small_config("classification"),
-    )
-    study = opened(tmp_path / "study", space)
-    found = [study.params(number)["model.dropout"] for number in study.claim(trials=50, at_once=50)]
-    assert sorted(found) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+@pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
+@pytest.mark.parametrize(
+    ("steps", "values"),
+    [
+        ("low: 0.1, high: 0.3, step: 0.1", [0.1, 0.2, 0.3]),
+        ("low: 0.1, high: 0.7, step: 0.1", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]),
+        ("low: 0.1, high: 0.75, step: 0.2", [0.1, 0.3, 0.5, 0.7]),
+        ("low: 0.05, high: 0.35, step: 0.1", [0.05, 0.15, 0.25, 0.35]),
+    ],
+)
+def test_every_step_of_a_range_is_tried_once(tmp_path, space_file, opened, sampler, steps, values):
+    space = read_space(space_file(f"model.dropout: {{{steps}}}"), small_config("classification"))
+    assert space[0].grid() == values
+    for seed in range(4):
+        study = opened(tmp_path / str(seed), space, sampler=sampler, seed=seed)
+        numbers = study.claim(trials=50, at_once=50)
+        found = [study.params(number)["model.dropout"] for number in numbers]
+        assert sorted(found) == pytest.approx(values)
 
 
 @pytest.mark.parametrize(

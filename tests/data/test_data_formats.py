@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from image_files import RNG, check, oblique_affine, save_nifti
 
 from jaxmed.data.formats import common
+from jaxmed.data.formats.common import UNSIZED
 from jaxmed.data.images import (
     image_shape,
     read_image,
@@ -333,9 +334,7 @@ def test_npy(tmp_path):
     with pytest.raises(UserError, match="Python objects"):
         read_image(tmp_path / "o.npy")
     np.save(tmp_path / "volume.npy", np.zeros((5, 6, 7), np.uint8))
-    assert read_image(tmp_path / "volume.npy").notes == (
-        "states no size of voxels; 1 mm is assumed",
-    )
+    assert read_image(tmp_path / "volume.npy").notes == (UNSIZED,)
     np.save(tmp_path / "picture.npy", np.zeros((5, 6), np.uint8))
     assert not read_image(tmp_path / "picture.npy").notes
 

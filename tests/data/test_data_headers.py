@@ -1,5 +1,6 @@
 """What headers say of units, places and other files is followed, told or refused; never guessed."""
 
+import gzip
 import zlib
 
 import numpy as np
@@ -11,6 +12,7 @@ from image_files import RNG, save_dicom, save_series
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from jaxmed.data.formats.common import UNSIZED
 from jaxmed.data.images import image_files, image_grid, read_image
 from jaxmed.types import UserError
 
@@ -230,6 +232,23 @@ def test_names_of_files_are_those_that_itk_takes(tmp_path):
     assert (read_image(save_nrrd(inside / "b.nhdr", "data file: ok.raw", data=b"")).array).any()
 
 
+@pytest.mark.parametrize("line", ["ElementSpacing = 5 5 5", "Offset = 1 2 3\nOffset = 0 0 0"])
+def test_geometry_stated_twice_is_refused(tmp_path, line):
+    with pytest.raises(UserError, match=r"states (elementspacing|offset) twice"):
+        read_image(save_meta(tmp_path / "a.mha", line))
+    assert read_image(save_meta(tmp_path / "b.mha", "ElementSpacing = 2 3 4")).array.any()
+
+
+@pytest.mark.parametrize(
+    "lines", [("byte skip: 16", "data file: a.gz"), ("data file: LIST", "a.gz")]
+)
+def test_compressed_voxels_that_cannot_be_checked_are_refused(tmp_path, lines):
+    (tmp_path / "a.gz").write_bytes(gzip.compress(bytes(16) + VALUES.tobytes()))
+    path = save_nrrd(tmp_path / "a.nhdr", "encoding: gzip", *lines, data=b"")
+    with pytest.raises(UserError, match="nothing tells whether they are whole; save them as one"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("space", ["scanner-xyz", "3D-right-handed"])
 def test_a_space_that_is_not_of_the_body_is_told(tmp_path, space):
     path = save_nrrd(tmp_path / "a.nrrd")
@@ -245,7 +264,7 @@ def test_sides_of_voxels_that_are_missing_are_told(tmp_path):
     text = text.replace(b"space origin: (10,0,0)\n", b"spacings: 2 3 nan\n")
     path.write_bytes(text.replace(b"space: right-anterior-superior\n", b""))
     told = read_image(path).notes
-    assert "the header does not give all sides of a voxel; 1 mm is assumed for others" in told
+    assert UNSIZED in told
     meta = save_meta(tmp_path / "a.mha", "TransformMatrix = 1 0 0 0 1 0 0 0 1")
     meta.write_bytes(meta.read_bytes().replace(b"ElementSpacing = 2 3 4\n", b""))
     assert len(read_image(meta).notes) == 1

@@ -1,5 +1,7 @@
 """What reads an export does the same as jaxmed, and files are what they say."""
 
+import json
+import threading
 import zipfile
 
 import jax
@@ -344,6 +346,91 @@ def test_an_archive_that_lies_of_what_is_packed_is_refused(tmp_path):
     path.write_bytes(content[:place] + (2**25).to_bytes(4, "little") + content[place + 4 :])
     with pytest.raises(contents.ModelError, match="beyond reason"):
         contents.Contents(path).read(contents.WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "places", [[(0, 8), (0, 8)], [(0, 8), (4, 12)], [(0, 4), (8, 12)], [(0, 4)]]
+)
+def test_arrays_lie_one_after_another(places):
+    """Else a small file could ask for any amount of memory."""
+    entries = {
+        str(number): {"dtype": "I8", "shape": [end - begin], "data_offsets": [begin, end]}
+        for number, (begin, end) in enumerate(places)
+    }
+    header = json.dumps(entries).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(12)
+    with pytest.raises(contents.ModelError, match="overlap, or leave gaps"):
+        contents.unpack_arrays(content, where="here")
+
+
+def test_damaged_files_are_refused_as_by_jaxmed(tmp_path):
+    nibabel.Nifti1Image(RNG.normal(size=(9, 8, 7)), np.eye(4)).to_filename(tmp_path / "a.nii.gz")
+    np.save(tmp_path / "b.npy", np.zeros((9, 8), np.uint8))
+    packed = bytearray((tmp_path / "a.nii.gz").read_bytes())
+    packed[-6] ^= 1  # of the checksum
+    (tmp_path / "a.nii.gz").write_bytes(packed)
+    with (tmp_path / "b.npy").open("ab") as stream:
+        stream.write(b"more")
+    for name in ("a.nii.gz", "b.npy"):
+        with pytest.raises(contents.ModelError, match=name):
+            files.read(tmp_path / name)
+        with pytest.raises(UserError, match=name):
+            read_image(tmp_path / name)
+
+
+def test_what_is_assumed_of_a_file_is_told_as_by_jaxmed(tmp_path):
+    def save(name, values, *, sform, qform):
+        image = nibabel.Nifti1Image(values, np.eye(4))
+        image.set_sform(2 * np.eye(4), sform)
+        image.set_qform(np.eye(4), qform)
+        image.to_filename(tmp_path / name)
+
+    flat = np.zeros((4, 4, 4), np.int16)
+    save("assumed.nii", flat, sform=0, qform=0)
+    save("differ.nii", flat, sform=1, qform=1)
+    save("rounded.nii", np.full((4, 4, 4), 2**24 + 1, np.int32), sform=1, qform=0)
+    np.save(tmp_path / "array.npy", flat[..., None])
+    notes = set()
+    for path in sorted(tmp_path.iterdir()):
+        notes.add(files.read(path).note)
+        assert (files.read(path).note,) == read_image(path).notes
+    assert len(notes) == 4 and "" not in notes
+
+
+def test_a_picture_of_another_format_is_refused_as_by_jaxmed(tmp_path):
+    path = tmp_path / "a.png"
+    PIL.Image.fromarray(np.zeros((8, 8), np.uint8)).save(path, format="TIFF")
+    with pytest.raises(contents.ModelError, match=r"a\.png: is no .* whatever its name"):
+        files.read(path)
+    with pytest.raises(UserError, match=r"a\.png"):
+        read_image(path)
+
+
+def test_of_two_that_claim_a_folder_at_once_one_gets_it(tmp_path, monkeypatch):
+    both, looked, got = threading.Barrier(2), set(), []
+    look = files.check_output
+
+    def look_together(output, origin):
+        look(output, origin)
+        if origin["step"] not in looked:
+            looked.add(origin["step"])
+            both.wait(30)
+
+    def claim(step):
+        try:
+            files.claim(tmp_path / "out", {"step": step})
+            got.append(step)
+        except contents.ModelError as error:
+            assert "by other weights" in str(error)
+
+    monkeypatch.setattr(files, "check_output", look_together)
+    threads = [threading.Thread(target=claim, args=(step,)) for step in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(got) == 1
+    assert json.loads((tmp_path / "out" / files.ORIGIN_FILE).read_text()) == {"step": got[0]}
 
 
 def described(task):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmed.inference.predictor import check_finite
 from jaxmed.tasks.assignment import assign
 from jaxmed.tasks.classification import Classification
 from jaxmed.tasks.detection import Detection
@@ -14,6 +15,7 @@ from jaxmed.tasks.segmentation import (
     separate_instances,
     shrink_labels,
 )
+from jaxmed.types import NotFiniteError
 
 
 def identity(x):
@@ -143,6 +145,23 @@ def test_detection_keeps_the_best_of_overlapping_boxes():
     found = task.predict(outputs, {"image": jnp.zeros((1, 25, 40, 1))})
     np.testing.assert_array_equal(found["labels"][0], [0, 0, -1, -1, -1])
     np.testing.assert_allclose(found["boxes"][0, 1], [20, 20, 25, 30])
+
+
+@pytest.mark.parametrize("name", ["logits", "boxes"])
+def test_boxes_of_what_is_no_number_are_not_none(name):
+    """Nothing found would be the worst answer; it holds for its image alone, of ensembles too."""
+    task = Detection(("a",), max_detections=5)
+    outputs = {
+        "logits": np.zeros((2, 3, 1), np.float32),
+        "boxes": np.tile(np.float32([0, 0, 4, 4]), (2, 3, 1)),
+    }
+    outputs[name][1, 2] = np.nan
+    found = task.predict(jax.tree.map(jnp.asarray, outputs), {"image": jnp.zeros((2, 8, 8, 1))})
+    fused = task.combine(jax.tree.map(lambda x: jnp.stack([x, x]), found))
+    for each in (found, fused):
+        check_finite(jax.tree.map(lambda x: x[0], each))
+        with pytest.raises(NotFiniteError):
+            check_finite(jax.tree.map(lambda x: x[1], each))
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

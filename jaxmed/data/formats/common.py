@@ -22,6 +22,9 @@ MAX_VOXELS = 2**31
 MAX_CHANNELS = 32
 """A fourth axis up to this long is taken for channels (modalities), a longer one for time."""
 
+UNSIZED = "does not state all sides of its voxels; 1 mm is assumed for others"
+"""What readers note of such a volume."""
+
 EXACT_FLOAT32 = 2**24
 """Whole numbers up to this size are exact in float32."""
 

@@ -25,7 +25,13 @@ _SPACES = {
     *("left-anterior-superior", "las"),
 }
 """Of NRRD, those that ITK tells apart."""
-_DECISIVE = {"elementdatafile", "data file", "compresseddata", "encoding"}
+_DECISIVE = {
+    *("elementdatafile", "data file", "compresseddata", "encoding"),
+    *("dimsize", "elementspacing", "transformmatrix", "rotation", "orientation"),
+    *("offset", "position", "origin"),
+    *("sizes", "spacings", "space", "space directions", "space origin"),
+}
+"""What must not be stated twice: which voxels, and where."""
 _MILLIMETRES = {
     **{"mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "cm": 10.0, "m": 1e3, "nm": 1e-6},
     **{"um": 1e-3, "µm": 1e-3, "micron": 1e-3, "microns": 1e-3, "micrometer": 1e-3},
@@ -115,7 +121,7 @@ def _geometry_notes(path: Path) -> tuple[str, ...]:
     if not told:
         notes.append("the header gives no orientation; left, posterior, superior is assumed")
     if not sized:
-        notes.append("the header does not give all sides of a voxel; 1 mm is assumed for others")
+        notes.append(common.UNSIZED)
     return tuple(notes)
 
 
@@ -179,7 +185,14 @@ def _check_whole(path: Path, claimed: int) -> None:
     found = _compressed_data(path)
     there = sum(file.stat().st_size for file in files(path))
     fields, _ = _fields(path)
-    if fields.get("encoding", "raw").lower() in ("raw", "gzip", "gz"):
+    encoding = fields.get("encoding", "raw").lower()
+    apart = _data_name(fields).lower() not in ("", "local")
+    if encoding in ("gzip", "gz") and found is None and apart:
+        raise UserError(
+            f"{path}: its compressed voxels lie in several files, or behind a line skip or byte "
+            "skip, where nothing tells whether they are whole; save them as one file"
+        )
+    if encoding in ("raw", "gzip", "gz"):
         common.check_room(path, claimed, there, packed=found is not None)
     if found is None:
         return

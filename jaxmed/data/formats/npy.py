@@ -109,7 +109,7 @@ def read(path: Path, *, max_voxels: int, indices: bool, region: Region | None = 
     part = np.array(stored[window])
     array, notes = common.as_supported(part.reshape(*part.shape[: len(window)], full[-1]), path)
     if len(window) == 3:
-        notes += ("states no size of voxels; 1 mm is assumed",)
+        notes += (common.UNSIZED,)
     return Image(
         array=np.ascontiguousarray(array),
         spacing=np.ones(len(full) - 1, np.float32),

@@ -88,7 +88,7 @@ def grid(path: Path) -> Grid:
         if _is_palette(series.keyframe):
             channels = 3
         channels -= bool(_has_alpha(series.keyframe, channels))
-        return Grid((*space, channels), _spacing(tif, len(space)))
+        return Grid((*space, channels), _spacing(tif, len(space))[0])
 
 
 def _check_whole(path: Path, series: Any) -> None:
@@ -121,16 +121,18 @@ def _unit(name: str | None) -> float:
     return _MILLIMETRES.get(html.unescape(name or "µm"), math.nan)
 
 
-def _spacing(tif: Any, ndim: int) -> np.ndarray:
-    """Millimetres a voxel in the order of the array, from OME or ImageJ; 1 where not given.
+def _spacing(tif: Any, ndim: int) -> tuple[np.ndarray, bool]:
+    """Millimetres a voxel in the order of the array, from OME or ImageJ, and whether all are given.
+
+    It is 1 where it is not.
 
     The plain resolution tags are those of a printer, so they are not used.
     """
-    sizes = {"X": 1.0, "Y": 1.0, "Z": 1.0}
+    sizes: dict[str, float] = {}
     if tif.is_ome:
         pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", tif.ome_metadata or "")
         fields = dict(re.findall(r'(\w+)="([^"]*)"', pixels[0])) if pixels else {}
-        for axis in sizes:
+        for axis in "XYZ":
             if f"PhysicalSize{axis}" in fields:
                 unit = _unit(fields.get(f"PhysicalSize{axis}Unit"))
                 sizes[axis] = float(fields[f"PhysicalSize{axis}"]) * unit
@@ -138,13 +140,16 @@ def _spacing(tif: Any, ndim: int) -> np.ndarray:
         metadata, tags = tif.imagej_metadata or {}, tif.pages[0].tags
         if metadata.get("unit", "pixel") not in ("pixel", "inch"):
             unit = _unit(metadata["unit"])
-            sizes["Z"] = float(metadata.get("spacing", 1.0)) * unit
+            if "spacing" in metadata:
+                sizes["Z"] = float(metadata["spacing"]) * unit
             for axis in "XY":
                 if f"{axis}Resolution" in tags and tags[f"{axis}Resolution"].value[0]:
                     count, length = tags[f"{axis}Resolution"].value
                     sizes[axis] = length / count * unit
-    values = [sizes[axis] if sizes[axis] > 0 else 1.0 for axis in ("XYZ" if ndim == 3 else "YX")]
-    return np.array(values, np.float32)
+    given = [sizes.get(axis, 0.0) for axis in ("XYZ" if ndim == 3 else "YX")]
+    is_side = [0 < side < math.inf for side in given]
+    sides = [side if known else 1.0 for side, known in zip(given, is_side, strict=True)]
+    return np.array(sides, np.float32), all(is_side)
 
 
 def read(path: Path, *, max_voxels: int, indices: bool, region: Region | None = None) -> Image:
@@ -177,7 +182,9 @@ def read(path: Path, *, max_voxels: int, indices: bool, region: Region | None = 
         if not (indices and _is_palette(series.keyframe)):
             values, more = _colours(series, values)
             notes += more
-        spacing = _spacing(tif, len(full) - 1)
+        spacing, sized = _spacing(tif, len(full) - 1)
+        if len(full) == 4 and not sized:
+            notes += (common.UNSIZED,)
     array, rounded = common.as_supported(values, path)
     return Image(np.ascontiguousarray(array), spacing, None, "tiff", None, path, notes + rounded)
 

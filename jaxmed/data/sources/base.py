@@ -154,6 +154,13 @@ class FileSource:
         return example, image.notes
 
 
+def read_noted(source: Any, row: int) -> tuple[Example, tuple[str, ...]]:
+    """One case of any data set, and what readers noted, which only those of files have."""
+    if isinstance(source, FileSource):
+        return source.read_noted(row)
+    return source[row], ()
+
+
 def make_example(image: np.ndarray, *, index: int, spacing: np.ndarray | None = None) -> Example:
     """The keys that every example has, of an image (*spatial, channels) in its file's own grid."""
     ndim = image.ndim - 1

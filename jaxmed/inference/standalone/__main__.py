@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None, *, model: str | None = None) -> int
             check_apart(named, output)
         told = opened.description
         origin = {key: told[key] for key in ("step", "parameters_sha256")}
-        claim(output, {"trained_on": told["trained_on"]["name"], **origin})
+        files.claim(output, {"trained_on": told["trained_on"]["name"], **origin})
         return 2 if predict_files(opened, named, output) else 0
     except ModelError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -92,22 +92,6 @@ def check_apart(named: list[tuple[str, Path]], output: Path) -> None:
             raise ModelError(
                 f"--output={output}: masks would be written among the images; choose another folder"
             )
-
-
-def claim(output: Path, origin: dict[str, Any]) -> None:
-    """Make the folder of the predictions, with a note, as predict.py does, of whose they are.
-
-    Raises:
-        ModelError: see `files.check_output`, or it cannot be written.
-    """
-    files.check_output(output, origin)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        note = output / files.ORIGIN_FILE
-        if not note.is_file():  # others may be reading it
-            files.replace_text(note, json.dumps(origin, indent=2) + "\n")
-    except OSError as error:
-        raise ModelError(f"{output}: cannot be written ({error}); choose another") from error
 
 
 def predict_files(model: Model, named: list[tuple[str, Path]], output: Path) -> int:

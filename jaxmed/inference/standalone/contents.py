@@ -138,6 +138,11 @@ def unpack_arrays(content: bytes, *, where: str) -> dict[str, np.ndarray]:
             raise ValueError("cut short")
         header = json.loads(content[8 : 8 + size])
         header.pop("__metadata__", None)
+        # One after another, as the format demands: memory is taken for each.
+        places = sorted(tuple(map(int, entry["data_offsets"])) for entry in header.values())
+        ends = [0, *(end for _, end in places)]
+        if [begin for begin, _ in places] != ends[:-1] or ends[-1] != len(content) - 8 - size:
+            raise ValueError("numbers overlap, or leave gaps")
         return {name: _array(content, 8 + size, entry) for name, entry in header.items()}
     except _DAMAGES as error:
         raise ModelError(f"{where} is damaged ({error}); export or copy it again") from error

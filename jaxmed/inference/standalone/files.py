@@ -6,10 +6,12 @@ Other formats are read by jaxmed itself.
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import math
 import os
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,16 @@ from .contents import ModelError
 
 PICTURES = (".png", ".jpeg", ".jpg", ".bmp")
 SUFFIXES = (".nii.gz", ".nii", *PICTURES, ".npy")
+STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM")
+"""Of the files of `PICTURES`."""
 MODES = ("1", "L", "LA", "I;16", "I;16B", "I", "F", "P", "RGB", "RGBA")
 MAX_VALUES = 2**31
 MAX_CHANNELS = 32
 ORIGIN_FILE = "predicted_by.json"
 """In a folder of predictions: the network that made them."""
+UNSIZED = "does not state all sides of its voxels; 1 mm is assumed for others"
+SECONDS_TO_WRITE = 5
+"""How long the note of another process may be empty."""
 MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 TEXTS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
 
@@ -111,6 +118,37 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
+def claim(output: Path, origin: dict[str, Any]) -> None:
+    """Make a folder for predictions, with a note of whose they are.
+
+    Only a folder with that note is written to again: masks and pictures have the names of their
+    images, as annotations beside them may have.
+
+    Args:
+        output: the folder, which need not be there.
+        origin: what `ORIGIN_FILE` in it says.
+
+    Raises:
+        ModelError: see `check_output`, or it cannot be written.
+    """
+    check_output(output, origin)
+    note = output / ORIGIN_FILE
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        # Of those that begin at once only one can.
+        with note.open("x", encoding="utf-8") as stream:
+            try:
+                stream.write(json.dumps(origin, indent=2) + "\n")
+                stream.flush()
+            except OSError:
+                note.unlink()
+                raise
+    except FileExistsError:
+        check_output(output, origin)
+    except OSError as error:
+        raise ModelError(f"{output}: cannot be written ({error}); choose another folder") from error
+
+
 def check_output(output: Path, origin: dict[str, Any]) -> None:
     """Make sure that a folder for predictions holds nothing but earlier ones by the same weights.
 
@@ -134,7 +172,10 @@ def check_output(output: Path, origin: dict[str, Any]) -> None:
             "which might be replaced; choose another folder"
         )
     try:
-        known = json.loads(note.read_text(encoding="utf-8"))
+        latest = time.monotonic() + SECONDS_TO_WRITE
+        while not (told := note.read_text(encoding="utf-8")) and time.monotonic() < latest:
+            time.sleep(0.01)  # another process is about to write it
+        known = json.loads(told)
     except (OSError, ValueError) as error:
         raise ModelError(f"{note}: cannot be read ({error}); choose another folder") from error
     if known != origin:
@@ -164,13 +205,15 @@ def _supported(array: np.ndarray) -> np.ndarray:
 def _read_npy(path: Path) -> File:
     stored = np.load(path, mmap_mode="r", allow_pickle=False)
     _checked(path, stored.shape)
+    if stored.offset + stored.nbytes != path.stat().st_size:
+        raise ModelError(f"{path}: holds more than its header says; save it again")
     shape = stored.shape
     if len(shape) == 2 or (len(shape) == 3 and shape[-1] > 4):
         shape = (*shape, 1)
     if len(shape) not in (3, 4) or shape[-1] > MAX_CHANNELS:
         raise ModelError(f"{path}: shape {shape}; expected an image or a volume with channels")
     array = _supported(np.array(stored).reshape(shape))
-    note = "states no size of voxels; 1 mm is assumed" if len(shape) == 4 else ""
+    note = UNSIZED if len(shape) == 4 else ""
     return File(path, array, np.ones(len(shape) - 1, np.float32), note=note)
 
 
@@ -183,6 +226,8 @@ def _read_picture(path: Path) -> File:
     bits, colour = (start[24], start[25]) if is_png else (8, 0)
     if bits == 16 and colour in (2, 4, 6):
         raise ModelError(f"{path}: colours of 16 bits would lose half; save it with 8")
+    if not start.startswith(STARTS):
+        raise ModelError(f"{path}: is no {' '.join(PICTURES)}, whatever its name; convert it")
     opened: Any = imageio.v3.imopen(path, "r")
     with opened as file:
         mode = file.metadata(index=0, exclude_applied=False).get("mode")
@@ -215,6 +260,12 @@ def _read_nifti(path: Path) -> File:
     if len(extra) > 1 or (extra and (extra[0] > MAX_CHANNELS or fields)):
         raise ModelError(f"{path}: shape {shape} has a time axis; split it into one volume a file")
     _checked(path, shape)
+    if path.suffix.lower() == ".gz":
+        # To the end, which nibabel does not read: the checksum comes last.
+        with gzip.open(path) as stream:
+            while stream.read(2**20):
+                pass
+    notes: list[str] = []
     if image.dataobj.slope == 1 and image.dataobj.inter == 0:
         values = np.asanyarray(image.dataobj.get_unscaled())
     else:
@@ -223,16 +274,29 @@ def _read_nifti(path: Path) -> File:
         values = np.stack([values[name] for name in values.dtype.names], axis=-1)
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     spatial = (shape + (1, 1, 1))[:3]
+    if values.dtype.kind in "iu" and values.dtype.itemsize > 2:
+        low, high = int(values.min()), int(values.max())
+        if max(-low, high) > 2**24:
+            notes.append(f"integers from {low} to {high} are rounded to float32")
     values = _supported(values.reshape(*spatial, -1))
     affine = np.array(image.affine, np.float64)
     affine[:3] *= MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise ModelError(f"{path}: its affine is broken; repair the header")
+    header = image.header
+    if not header["sform_code"] and not header["qform_code"]:
+        notes.append(
+            "the header gives no orientation; nibabel's default, left to right, is assumed"
+        )
+    both = header["sform_code"] and header["qform_code"]
+    if both and not np.allclose(header.get_sform(), header.get_qform(), rtol=1e-3, atol=1e-3):
+        notes.append("its two statements of place, sform and qform, differ; sform is taken")
     orientation = nibabel.io_orientation(affine)
     order = np.argsort(orientation[:, 0])
     spacing = np.linalg.norm(affine[:3, :3], axis=0)[order].astype(np.float32)
     array = nibabel.apply_orientation(values, orientation)
-    return File(path, np.ascontiguousarray(array), spacing, orientation)
+    told = "; ".join(notes)
+    return File(path, np.ascontiguousarray(array), spacing, orientation, note=told)
 
 
 def _write_nifti(path: Path, mask: np.ndarray, like: File) -> None:
