@@ -98,7 +98,7 @@ def run(
     except KeyboardInterrupt:
         if debug:
             raise
-        _leave("stopped", 130)
+        _leave("stopped before its end; the same command goes on, or begins again", 130)
     except Exception as error:
         fault = None if debug else explain_fault(error)
         if fault is None:
@@ -110,8 +110,8 @@ def explain_fault(error: Exception) -> str | None:
     """What is wrong with the machine and what to do; None where the error may be a bug."""
     if fault := disk_fault(error):
         return (
-            f"{fault}; make room, or use another folder. The last checkpoint is kept: the same "
-            "command goes on from there"
+            f"{fault}; make room, or use another folder, and give the same command again. The last "
+            "checkpoint of a training is kept, and it goes on from there"
         )
     if fault := memory_fault(error):
         return (

@@ -56,6 +56,7 @@ def write_evaluation(
     if folds:
         for figure in figures:
             figure["caption"] += "; all folds in one, though the scores are means over the folds"
+    print("making the report: pictures of cases, and what counted for the network", flush=True)
     stated = read_card(workdir)
     examples = draw_cases(run, source, groups, described, folder / "pictures")
     is_own = summary["data_sha256"] == run.run["data"]["sha256"]

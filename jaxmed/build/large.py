@@ -18,14 +18,12 @@ from jaxmed.data.sources.base import make_example
 from jaxmed.inference.banded_image import BandedImage
 from jaxmed.inference.predictor import check_finite
 from jaxmed.inference.sliding_window import window_regions
+from jaxmed.inference.standalone.model import LARGE
 from jaxmed.inference.tiles import cores, merge_boxes
 from jaxmed.inference.writers import BoxWriter, MaskWriter
 from jaxmed.preprocessing.gathered import normalization_of_whole
 from jaxmed.preprocessing.spatial import convert_channels, resampled_shape
 from jaxmed.types import Example, UserError
-
-LARGE = 2**24
-"""Pixels beyond which a picture is segmented and searched for objects part by part."""
 
 _ROWS = 256
 """Rows read at a time where statistics of the whole are gathered."""

@@ -98,7 +98,7 @@ def make_model(
     """
     model = config.model
     dropout = (numbers or {}).get("model.dropout", model.dropout)
-    choose(dict.fromkeys(NORMS), model.norm, key="model.norm")
+    check_words(config)
     dtype = model_dtype(model.dtype)
     axis_name = AXIS if mapped else None
     if model.name == "unet":
@@ -113,7 +113,6 @@ def make_model(
             remat=model.remat,
             dtype=dtype,
         )
-    choose(dict.fromkeys([*STAGES, "unet"]), model.name, key="model.name")
     choose(dict.fromkeys((1, 2, 4)), model.stem_strides, key="model.stem_strides")
     if any(level not in range(4) for level in model.levels):
         raise UserError(f"model.levels is {tuple(model.levels)}; the backbone has stages 0 to 3")
@@ -198,6 +197,19 @@ def _in_plane(config: ConfigDict, info: DatasetInfo) -> tuple[int, ...] | None:
     fine = min(config.data.spacing)
     axes = tuple(i for i, s in enumerate(config.data.spacing) if s < 3 * fine)
     return axes if len(axes) == 2 else None
+
+
+def check_words(config: ConfigDict) -> None:
+    """Refuse words that name nothing, before any data are read.
+
+    Raises:
+        UserError: naming the key.
+    """
+    model = config.model
+    make_optimization(config)
+    model_dtype(model.dtype)
+    choose(dict.fromkeys([*STAGES, "unet"]), model.name, key="model.name")
+    choose(dict.fromkeys(NORMS), model.norm, key="model.norm")
 
 
 def make_optimization(config: ConfigDict) -> tuple[Optimizer, Schedule, dict[str, float]]:

@@ -22,6 +22,7 @@ from jaxmed.build.dry_run import print_dry_run
 from jaxmed.build.experiment import Experiment
 from jaxmed.build.first_batch import draw_first_batch
 from jaxmed.build.members import plan_members, read_members, rows_of
+from jaxmed.build.pieces import check_words
 from jaxmed.build.preparation import PrepareForTraining
 from jaxmed.build.prepared import check_place, prepared_cases
 from jaxmed.build.resolve import (
@@ -128,6 +129,7 @@ def _train_in(
     wait_for_all("workdir: read")  # before the first of several processes writes to it
     if earlier:
         check_same_kind(workdir, earlier, config)
+    check_words(config)
     try:
         source = datasets.make_source(config)
     except DataError as error:

@@ -18,6 +18,7 @@ from jaxmed.build.config import config_of_run, flatten, read_run
 from jaxmed.build.experiment import Experiment
 from jaxmed.build.members import read_members, setting_of_best
 from jaxmed.build.workdir import has_checkpoints
+from jaxmed.data.formats.common import as_supported
 from jaxmed.data.sources.base import make_example
 from jaxmed.inference.export import expand_arrays
 from jaxmed.inference.predictor import Predictor, check_finite
@@ -74,6 +75,7 @@ class TrainedRun:
 
         Args:
             image: (*spatial, channels), as `jaxmed.data.images.read_image` gives it, or (*spatial).
+                Other types become uint8, int16 or float32, the first that holds all their values.
             spacing: (ndim,) mm a voxel; needed where the run resamples (data.spacing).
 
         Returns:
@@ -81,8 +83,10 @@ class TrainedRun:
             array's axes), scores and labels; or a mask (*spatial).
 
         Raises:
-            UserError: the image is not of the kind that the run takes, or its spacing is missing.
+            UserError: the image is not of the kind that the run takes, or its spacing is missing or
+                none.
         """
+        image, _ = as_supported(np.asarray(image), Path("image"))
         if spacing is None and (trained := tuple(self.experiment.config.data.spacing)):
             raise UserError(f"give spacing, in mm: the run resamples to {trained}")
         if image.ndim == self.info.ndim and (self.info.ndim == 2 or image.shape[-1] not in (3, 4)):
@@ -91,6 +95,11 @@ class TrainedRun:
             raise UserError(
                 f"image has shape {image.shape}; the network was trained on {self.info.ndim} "
                 "spatial axes: give (*spatial, channels)"
+            )
+        sides = np.asarray(np.ones(self.info.ndim) if spacing is None else spacing)
+        if sides.shape != (self.info.ndim,) or not ((sides > 0) & np.isfinite(sides)).all():
+            raise UserError(
+                f"spacing is {spacing}; expected {self.info.ndim} positive numbers of mm"
             )
         check_image(self, image, "image")
         example = self.experiment.prepare(make_example(image, index=0, spacing=spacing))

@@ -126,6 +126,7 @@ def _history(trials: Sequence[Trial], score_name: str) -> list[Block]:
         points.append((trial.number, best if math.isfinite(best) else math.nan))
     axis.step(*zip(*points, strict=True), where="post", color="C1", label="best so far")
     axis.set(xlabel="trial", ylabel=_plain(score_name))
+    axis.locator_params(axis="x", integer=True)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     told = "Scores in the order of the trials, with 95 % intervals; open: pruned, the last score"

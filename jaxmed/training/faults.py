@@ -9,7 +9,7 @@ _DISK = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the disk cannot be written",
-    errno.EFBIG: "the file is larger than is allowed here",
+    errno.EFBIG: "the file is larger than is allowed here (ulimit -f)",
     errno.EIO: "the disk failed",
 }
 # What libraries that write by themselves make of the same.

@@ -281,6 +281,22 @@ def test_fewer_bits_are_smaller_and_say_what_they_cost(runs, artefact, tmp_path,
     assert f"by {dtype}" in capsys.readouterr().out
 
 
+def test_run_and_export_take_the_same_arrays(runs, artefact):
+    workdir, source, _ = runs("segmentation")
+    image = source[0]["image"]
+    predictors = (
+        (load_run(workdir).predict_image, np.array, UserError),
+        (load(artefact("segmentation")[0]).predict, list, ModelError),
+    )
+    for predict, listed, error in predictors:
+        for spacing in ([-1.0, 1.0], [np.nan, 1.0], [np.inf, 1.0], [1.0, 1.0, 1.0]):
+            with pytest.raises(error, match="expected 2 positive numbers of mm"):
+                predict(image, spacing=listed(spacing))
+        np.testing.assert_array_equal(predict(np.float64(image)), predict(np.float32(image)))
+        with pytest.raises(error, match="complex"):
+            predict(image.astype(complex))
+
+
 def test_what_fewer_bits_cost_is_measured_without_the_test_part(tmp_path):
     workdir = tmp_path / "run"
     _, source, _ = untrained_run(workdir, "classification", **{"training.folds": 2})

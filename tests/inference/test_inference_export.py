@@ -30,7 +30,16 @@ from jaxmed.inference.export import (
 )
 from jaxmed.inference.onnx_writing import write_onnx
 from jaxmed.inference.standalone import __main__ as command
-from jaxmed.inference.standalone import boxes, contents, decisions, files, grids, instances, windows
+from jaxmed.inference.standalone import (
+    boxes,
+    contents,
+    decisions,
+    files,
+    grids,
+    instances,
+    model,
+    windows,
+)
 from jaxmed.inference.standalone.model import Model
 from jaxmed.inference.standalone.programs import rebuild
 from jaxmed.preprocessing import intensity, spatial
@@ -449,6 +458,15 @@ def described(task):
         "score_threshold": 0.3,
         "suppression": {"iou_threshold": 0.6, "max_boxes": 5, "candidates": 9},
     }
+
+
+def test_pictures_that_jaxmed_would_search_in_parts_are_refused(monkeypatch):
+    said = {"boxes": np.zeros((1, 9, 4)), "scores": np.zeros((1, 9, 2))}
+    exported = Model(described("detection"), lambda _: said)
+    monkeypatch.setattr(model, "LARGE", 16 * 16)
+    assert not exported.predict(np.zeros((16, 16), np.float32))["scores"].size
+    with pytest.raises(contents.ModelError, match="searched part by part"):
+        exported.predict(np.zeros((16, 17), np.float32))
 
 
 NOT_NUMBERS = {

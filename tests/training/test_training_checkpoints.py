@@ -1,4 +1,5 @@
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,13 @@ try:
 except ImportError:  # not on Windows
     resource = None
 
-from jaxmed.training.checkpoints import Checkpoints, best_step, merge_params, restore_variables
+from jaxmed.training.checkpoints import (
+    Checkpoints,
+    best_step,
+    finished_steps,
+    merge_params,
+    restore_variables,
+)
 from jaxmed.training.optimizers import make_optimizer
 from jaxmed.training.sharding import lift, make_mesh, state_shardings
 from jaxmed.training.state import best_after, init_state
@@ -182,6 +189,33 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
         assert int(checkpoints.restore(large).step) == 2
         checkpoints.save(at(large, 4), wait=True)  # there is room again
         assert checkpoints.latest_step() == 4
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    large = make_state(jax.random.key(1), width=200_000)
+    free = types.SimpleNamespace(free=1000)
+    with Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+        with pytest.raises(UserError, match=r"has \d+ MiB, 0 MiB .*make room.*begins anew"):
+            checkpoints.save(at(large, 2))
+        assert not any(tmp_path.iterdir())
+        free.free = 2**30
+        checkpoints.save(at(large, 2), wait=True)
+        free.free = 1000
+        with pytest.raises(UserError, match="goes on from step 2"):
+            checkpoints.save(at(large, 2))
+    assert finished_steps(tmp_path) == [2]
+
+
+def test_what_systems_leave_in_folders_is_no_damage(tmp_path, state):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (2, 4):
+            checkpoints.save(at(state, step), wait=True)
+    (tmp_path / "4/.DS_Store").write_bytes(b"looked at")
+    (tmp_path / "04").mkdir()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [2, 4]
+        assert int(checkpoints.restore(state).step) == 4
 
 
 def test_another_model_is_refused_by_name(tmp_path, state):

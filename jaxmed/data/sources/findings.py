@@ -69,7 +69,9 @@ class Findings:
         if self.invalid:
             shown = "; ".join(first_of(self.invalid))
             problems = count_of(len(self.invalid), "problem")
-            self.notes.append(f"Left out because of {problems}: {shown}")
+            # As the sources do with data.invalid=drop.
+            what = "wrong boxes alone, of what else is wrong the case"
+            self.notes.append(f"Left out because of {problems} ({what}): {shown}")
             self.invalid = []  # told; a later call is of what was found since
 
 

@@ -76,7 +76,9 @@ def read(path: Path) -> File:
     except ModelError:
         raise
     except ImportError as error:
-        raise ModelError(f"{path}: needs a library that is not installed ({error})") from error
+        raise ModelError(
+            f"{path}: needs {error.name}, which is missing: python -m pip install {error.name}"
+        ) from error
     except Exception as error:
         told = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: cannot be read ({type(error).__name__}: {told})") from error
@@ -190,7 +192,7 @@ def _checked(path: Path, shape: tuple[int, ...]) -> None:
         raise ModelError(f"{path}: shape {shape} has {count} values; expected 1 to {MAX_VALUES}")
 
 
-def _supported(array: np.ndarray) -> np.ndarray:
+def supported(array: np.ndarray) -> np.ndarray:
     """As the first of uint8, int16 and float32 that holds every value of its type."""
     if array.dtype.kind not in "biuf":
         raise ModelError(f"values are of type {array.dtype}; expected real numbers")
@@ -212,7 +214,7 @@ def _read_npy(path: Path) -> File:
         shape = (*shape, 1)
     if len(shape) not in (3, 4) or shape[-1] > MAX_CHANNELS:
         raise ModelError(f"{path}: shape {shape}; expected an image or a volume with channels")
-    array = _supported(np.array(stored).reshape(shape))
+    array = supported(np.array(stored).reshape(shape))
     note = UNSIZED if len(shape) == 4 else ""
     return File(path, array, np.ones(len(shape) - 1, np.float32), note=note)
 
@@ -247,7 +249,7 @@ def _read_picture(path: Path) -> File:
         if np.ptp(opacity):
             notes.append("the opacity (alpha) channel varies; it was left out")
     spacing = np.ones(2, np.float32)
-    return File(path, np.ascontiguousarray(_supported(array)), spacing, note="; ".join(notes))
+    return File(path, np.ascontiguousarray(supported(array)), spacing, note="; ".join(notes))
 
 
 def _read_nifti(path: Path) -> File:
@@ -278,7 +280,7 @@ def _read_nifti(path: Path) -> File:
         low, high = int(values.min()), int(values.max())
         if max(-low, high) > 2**24:
             notes.append(f"integers from {low} to {high} are rounded to float32")
-    values = _supported(values.reshape(*spatial, -1))
+    values = supported(values.reshape(*spatial, -1))
     affine = np.array(image.affine, np.float64)
     affine[:3] *= MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:

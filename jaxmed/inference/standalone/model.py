@@ -12,9 +12,13 @@ from . import grids
 from .boxes import select_boxes
 from .contents import Contents, ModelError
 from .decisions import decide
+from .files import supported
 from .instances import separate_instances
 from .programs import Run, load_program
 from .windows import predict_windows
+
+LARGE = 2**24
+"""Pixels beyond which jaxmed searches a picture part by part, and squeezes it into no network."""
 
 
 def load(path: str | Path) -> Model:
@@ -50,7 +54,8 @@ class Model:
 
         Args:
             image: (*spatial, channels) or (*spatial): pictures (rows, columns), volumes (x, y, z)
-                in RAS order; uint8, int16 or float32 as in the file.
+                in RAS order; uint8, int16 or float32 as in the file. Other types become the first
+                of these that holds all their values.
             spacing: mm a voxel, one number an axis; needed where the model resamples.
 
         Returns:
@@ -61,13 +66,18 @@ class Model:
             ModelError: the image is not of the kind that the model takes, or the network predicts
                 what is no number.
         """
-        image = self._checked(np.asarray(image))
+        image = self._checked(supported(np.asarray(image)))
         ndim = image.ndim - 1
         if spacing is None and (trained := self.description["prepare"]["spacing"]):
             raise ModelError(f"give spacing, in mm: the model resamples to {trained}")
         sides = np.asarray(np.ones(ndim) if spacing is None else spacing, np.float32)
-        if sides.shape != (ndim,) or not (sides > 0).all():
+        if sides.shape != (ndim,) or not ((sides > 0) & np.isfinite(sides)).all():
             raise ModelError(f"spacing is {spacing}; expected {ndim} positive numbers of mm")
+        if self.description["task"] == "detection" and ndim == 2 and image[..., 0].size > LARGE:
+            raise ModelError(
+                f"image has shape {image.shape}; pictures of more than {LARGE} pixels are searched "
+                "part by part, by jaxmed's predict.py alone: cut it into tiles"
+            )
         try:
             prepared = grids.prepare(image, sides, self.description["prepare"])
         except ValueError as error:
@@ -130,8 +140,6 @@ class Model:
                 f"image has shape {image.shape}; the model takes {ndim} spatial axes: give "
                 "(*spatial, channels)"
             )
-        if image.dtype.name not in ("uint8", "int16", "float32"):
-            raise ModelError(f"image is of {image.dtype}; give uint8, int16 or float32")
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             raise ModelError("image holds NaN or infinite values; repair it")
         found, wanted = image.shape[-1], rules["channels"]
