@@ -222,7 +222,8 @@ def _check(
     found = [predict(example) for example in examples]
     differences = compared(predict_by_run(run, examples), found)
     told = ", ".join(f"{name} {value:.3g}" for name, value in differences.items())
-    print(f"largest difference from the predictor on {len(examples)} cases: {told}")
+    of = "the predictor" if dtype == "float32" else "the predictor in float32"
+    print(f"largest difference from {of} on {len(examples)} cases: {told}")
     checked: dict[str, Any] = {
         "cases": len(examples),
         "made_up": cases.source is None,

@@ -69,8 +69,8 @@ def predict_run(
     Pictures of more than `jaxmed.build.large.LARGE` pixels are predicted part by part, after the
     others, and have no overlay and no maps.
 
-    A file that cannot be read or predicted stops nothing: it is named at once, and what is wrong
-    is told at the end, as is what readers left out, assumed or converted.
+    A file that cannot be read or predicted stops nothing: it is told at once and once more at the
+    end, as is what readers left out, assumed or converted.
 
     Raises:
         UserError: where an input is missing, or masks would lie among the images; after all else,
@@ -104,9 +104,9 @@ def predict_run(
     noted: dict[str, list[str]] = {}  # names of the files, by what their readers noted
 
     def failed(index: int, error: UserError) -> None:
-        print(f"not predicted: {files[index][1]}", file=sys.stderr)
-        told = str(error)
-        failures.append(told if str(files[index][1]) in told else f"{files[index][1]}: {told}")
+        path, told = str(files[index][1]), str(error)
+        failures.append(told if path in told else f"{path}: {told}")
+        print(f"not predicted: {failures[-1]}", file=sys.stderr)
 
     def examples() -> Iterator[Example]:
         for index in share_of(range(len(files))):

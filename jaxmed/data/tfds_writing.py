@@ -81,6 +81,7 @@ def write_tfds(
                 features=features,
                 description=f"{info.name}: {info.task}, prepared by jaxmed.",
                 citation=info.citation,
+                license=info.licence or None,
                 metadata=tfds.core.MetadataDict(
                     class_names=list(info.class_names), instances=info.instances
                 ),
@@ -107,6 +108,9 @@ def write_tfds(
     finally:
         for draft in home.parent.glob(f"incomplete.*_{VERSION}*"):
             shutil.rmtree(draft, ignore_errors=True)
+        for unused in ("downloads/extracted", "downloads"):
+            with contextlib.suppress(OSError):  # it is not there, or holds something
+                (Path(folder) / unused).rmdir()
     return home
 
 

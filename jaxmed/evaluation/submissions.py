@@ -28,7 +28,7 @@ from jaxmed.evaluation.submitted_tables import (
     read_boxes,
     read_probabilities,
 )
-from jaxmed.types import DatasetInfo, Row, Task, UserError
+from jaxmed.types import DatasetInfo, Row, Task, UserError, count_of
 
 _BESIDE = (
     "overlays",
@@ -144,7 +144,7 @@ def read_predictions(path: Path, truth: FileSource, rows: Sequence[int]) -> tupl
         notes.append(f"{len(strange)} predictions fit no case and are left out: {some(strange)}")
     others = len(found) - len(own)
     if others:
-        notes.append(f"{others} predictions are of other parts and are left out")
+        notes.append(f"the predictions of {count_of(others, 'case')} of other parts are left out")
     return score, notes
 
 

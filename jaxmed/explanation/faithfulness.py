@@ -165,7 +165,7 @@ def find_failures(checks: Mapping[str, float]) -> list[str]:
         failures.append("nothing in it is positive")
     # A random network may well weigh what it sees the other way round.
     if abs(checks.get("correlation", 0.0)) > ALIKE:
-        failures.append(f"like that of random weights (correlation {checks['correlation']:.2f})")
+        failures.append(f"like that of random weights (correlation {checks['correlation']:.3f})")
     if checks["deletion"] >= checks["deletion_random"]:
         failures.append(
             f"deletion no better than random ({checks['deletion']:.2f} >= "

@@ -118,6 +118,7 @@ def test_instances_of_a_set_by_part_and_subgroup(tmp_path):
         resamples=50,
     )
     assert summary["cases"] == 12 and summary["resampled"] == "patients"
+    assert "the predictions of 12 cases of other parts are left out" in summary["notes"]
     assert values(summary)["panoptic_quality"] == 1
     groups = summary["subgroups"]["scanner"]["groups"]
     assert [groups[name]["n"] for name in "ab"] == [6, 6] and groups["a"]["few"]

@@ -56,7 +56,7 @@ def test_a_set_comes_back_as_it_was(tmp_path, task, ndim, instances):
 
 def test_pictures_of_many_channels_stay_pictures(tmp_path):
     source = Phantoms("cells", task="segmentation", size=16, count=2)
-    info = dataclasses.replace(source.info, channels=6)
+    info = dataclasses.replace(source.info, channels=6, licence="CC BY 4.0", citation="Doe 2026")
 
     def read(row):
         return {**source[row], "image": np.repeat(source[row]["image"], 6, -1)}
@@ -64,6 +64,8 @@ def test_pictures_of_many_channels_stay_pictures(tmp_path):
     home = write_tfds(read, {"train": [0, 1]}, source.ids, info, tmp_path)
     found = TFDS(home)
     assert (found.info.ndim, found.info.channels) == (2, 6)
+    assert (found.info.licence, found.info.citation) == ("CC BY 4.0", "Doe 2026")
+    assert [path.name for path in tmp_path.iterdir()] == [home.parent.name]
     np.testing.assert_array_equal(found[1]["image"], read(1)["image"])
 
 

@@ -80,6 +80,7 @@ class TFDS:
             multilabel=self._fields.multilabel,
             instances=bool(told.get("instances")),
             citation=" ".join((builder.info.citation or "").split()),
+            licence=builder.info.redistribution_info.license,
         )
 
     def __len__(self) -> int:
