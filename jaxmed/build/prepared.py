@@ -128,6 +128,8 @@ def prepare_run(config: ConfigDict, output: str | Path, *, as_tfds: bool = False
     config = config.copy_and_resolve_references()
     config.data.prepared = str(output)
     check_place(config)
+    # Training alone asks for these, and a step would be compiled to plan them.
+    config.data.batch_size, config.training.steps = 1, 1
     source = datasets.make_source(config)
     split, _ = cut_split(config, source)
     config, _, _ = resolve(config, source, rows_of(split, "train"))
