@@ -222,10 +222,11 @@ def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[st
 
 def nearest(key: str, keys: Sequence[str]) -> str:
     """The key that was probably meant by one that is not there; "" where none is near."""
-    # Where the section is wrong or missing, the last word says most.
-    last = key.rsplit(".", 1)[-1]
-    alike = [known for known in keys if known.rsplit(".", 1)[-1] == last]
-    near = difflib.get_close_matches(key, alike or keys, n=1, cutoff=0.0 if alike else 0.6)
+    # The last word says most: the section may be missing, or be all that is right.
+    words = {known: known.rsplit(".", 1)[-1] for known in keys}
+    meant = difflib.get_close_matches(key.rsplit(".", 1)[-1], words.values(), n=1)
+    alike = [known for known, word in words.items() if word in meant]
+    near = difflib.get_close_matches(key, alike, n=1, cutoff=0.0)
     return near[0] if near else ""
 
 

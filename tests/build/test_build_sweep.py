@@ -94,6 +94,7 @@ def sweep(tmp_path, space_file, monkeypatch, opened):
         ("optimizer.learning_rat: [1.0, 2.0]", "did you mean optimizer.learning_rate"),
         ("learning_rate: [1.0, 2.0]", "did you mean optimizer.learning_rate"),
         ("training.ema: [0.9, 0.99]", "did you mean optimizer.ema"),
+        ("optimizer.lr: [1.0, 2.0]", "'optimizer.lr'; train.py --dry_run lists the keys"),
         ("optimizer.learning_rate: [1, x]", "'x'; expected a number"),
         ("optimizer.learning_rate: {low: 0, high: 1, log: true}", "log needs low > 0"),
         ("optimizer.learning_rate: {low: 1, high: 0.1}", "expected low < high"),
