@@ -224,7 +224,7 @@ def nearest(key: str, keys: Sequence[str]) -> str:
     """The key that was probably meant by one that is not there; "" where none is near."""
     # The last word says most: the section may be missing, or be all that is right.
     words = {known: known.rsplit(".", 1)[-1] for known in keys}
-    meant = difflib.get_close_matches(key.rsplit(".", 1)[-1], words.values(), n=1)
+    meant = difflib.get_close_matches(key.rsplit(".", 1)[-1], words.values(), n=1, cutoff=0.75)
     alike = [known for known, word in words.items() if word in meant]
     near = difflib.get_close_matches(key, alike, n=1, cutoff=0.0)
     return near[0] if near else ""
