@@ -68,6 +68,8 @@ def audit_run(
     use_decisions(run, read_decisions(workdir, run)[0])
     split = read_split(workdir, source)
     groups, seen = _judges(run, split)
+    cases = sum(len(rows) for rows, _ in groups)
+    print(f"predicting {count_of(cases, 'case')}, and what each would change", flush=True)
     scores = gather_rows(score_cases(predict_groups(run, source, groups), run.experiment.task))
     losses = {
         row: (loss, float(np.linalg.norm(gradient)))

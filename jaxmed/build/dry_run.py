@@ -41,6 +41,7 @@ def print_dry_run(
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         print(f"  {name:50} {leaf.shape}")
         total += leaf.size
+    print("\ncompiling a step, to measure it", flush=True)
     held = experiment.step_bytes(example) / 2**20
     print(f"\n{total:,} parameters; a step needs some {held:,.0f} MiB on each device")
     if experiment.members:

@@ -161,6 +161,7 @@ def _smaller(
     """
     experiment = Experiment(config, source.info, counts, plan_members(config))
     room = int(MEMORY_SHARE * device_bytes())
+    print("plan: compiling a step, to measure its memory", flush=True)
     need = experiment.step_bytes(source[rows[0]])
     print(f"plan: a step takes {need / 2**30:.2g} of {room / 2**30:.3g} GiB of memory (measured)")
     if need <= room:

@@ -98,6 +98,8 @@ def train(
         members,
         {member: at for member, at in told.items() if at},
     )
+    if step < steps:
+        run.logger.say("compiling the step")
     is_saved = checkpoints is not None and step in checkpoints.steps()
     saved = (step, evaluated_step(best)) if is_saved else None
     while True:

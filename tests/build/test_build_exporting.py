@@ -365,7 +365,7 @@ def test_boxes_of_several_models_are_refused_as_onnx(tmp_path):
     [
         (np.zeros((8, 8, 8, 1), np.uint8), "2 spatial axes"),
         (np.zeros((8, 8, 5), np.uint8), "5 channels"),
-        (np.zeros((8, 8), np.float64), "float64"),
+        (np.zeros((8, 8), np.complex128), "complex128"),
         (np.full((8, 8), np.nan, np.float32), "NaN"),
         (np.zeros((0, 8), np.uint8), "shape"),
     ],
