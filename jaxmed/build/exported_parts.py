@@ -141,8 +141,9 @@ def onnx_parts(
 def weight_parts(
     workdir: Path, run: TrainedRun, dtype: str, description: dict[str, Any]
 ) -> dict[str, bytes]:
-    """Weights and config of a run, as `load_run` opens them; adds their names to the description.
+    """Weights and config of a run, as `load_run` opens them.
 
+    Names and digest of the weights are added to the description.
     Paths are left out, and notes on the data, which may name cases: these are nobody else's. What
     was planned is in the config itself.
     """
@@ -150,6 +151,7 @@ def weight_parts(
     rounded = jax.tree.map(np.asarray, expand_arrays(arrays))
     own = take_members(rounded, run.chosen) if run.chosen else rounded
     sha256 = parameters_sha256(own["params"])
+    description["parameters_sha256"] = sha256
     arrays |= {f"best/{name}": _plain(value) for name, value in run.best.items()}
     config = {**run.run["config"], "plan": "none"}
     config["data"] = {**config["data"], "path": "", "prepared": ""}

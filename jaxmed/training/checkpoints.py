@@ -171,7 +171,8 @@ class Checkpoints:
         """Before orbax begins, whose threads fill the screen where they cannot write.
 
         Raises:
-            UserError: there is less room than the numbers take, which shrink by a tenth or so.
+            UserError: there is room for less than half of the numbers, which shrink by a tenth or
+                so as they are written.
         """
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
         free = shutil.disk_usage(self.directory).free
